@@ -1,0 +1,81 @@
+"""What a VM may be asked to be: limits that hold on every host, and the name that is made when none is given."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable
+
+from cocoon.errors import InvalidSpec
+from cocoon.model.vm import VMSpec
+from cocoon.units import MIB, parse_name, printable, render_size
+
+DEFAULT_CPUS = 2
+DEFAULT_MEMORY_BYTES = 1024 * MIB
+DEFAULT_STORAGE_BYTES = 10 * 1024 * MIB
+MIN_MEMORY_BYTES = 64 * MIB
+MIN_STORAGE_BYTES = 64 * MIB
+MAX_MEMORY_BYTES = 16 * 1024 * 1024 * MIB  # 16 TiB: no host has more, and integers of VMMs end somewhere.
+MAX_STORAGE_BYTES = 16 * 1024 * 1024 * MIB  # ext4 with 4 KiB blocks and 32-bit block numbers.
+MAX_CPUS = 255
+MAX_NICS = 8
+MAX_ARGUMENTS_BYTES = 128 * 1024  # of the command, like one page of Linux's own limit for a single argument list
+ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+ID_LENGTH = 26
+NAME_LENGTH = 63
+
+
+def make_id() -> str:
+    """A new identifier: 26 random characters of `A-Z2-7`, 130 bits."""
+    return "".join(secrets.choice(ID_ALPHABET) for _ in range(ID_LENGTH))
+
+
+def check_spec(spec: VMSpec) -> None:
+    """Raises InvalidSpec for what no host could run."""
+    if spec.name:
+        parse_name(spec.name, "VM")
+    if not 1 <= spec.cpus <= MAX_CPUS:
+        raise InvalidSpec(f"--cpu must be 1 to {MAX_CPUS}, not {spec.cpus}")
+    if not 0 <= spec.nics <= MAX_NICS:
+        raise InvalidSpec(f"--nics must be 0 to {MAX_NICS}, not {spec.nics}")
+    _check_size("--memory", spec.memory_bytes, least=MIN_MEMORY_BYTES, most=MAX_MEMORY_BYTES)
+    _check_size("--storage", spec.storage_bytes, least=MIN_STORAGE_BYTES, most=MAX_STORAGE_BYTES)
+    if spec.memory_bytes % MIB:
+        raise InvalidSpec(f"--memory must be whole MiB, not {spec.memory_bytes} bytes")
+    if sum(len(argument.encode(errors="surrogateescape")) + 1 for argument in spec.command) > MAX_ARGUMENTS_BYTES:
+        raise InvalidSpec(f"the command is longer than {render_size(MAX_ARGUMENTS_BYTES)}")
+    if any("\0" in argument for argument in spec.command):
+        raise InvalidSpec("the command holds a NUL character")
+
+
+def _check_size(flag: str, size_bytes: int, *, least: int, most: int) -> None:
+    if not least <= size_bytes <= most:
+        raise InvalidSpec(
+            f"{flag} must be {render_size(least)} to {render_size(most)}, not {render_size(size_bytes)}",
+            hint=f"for example {flag} {render_size(max(least, 512 * MIB)).replace('iB', '')}",
+        )
+
+
+def derive_name(image: str, is_taken: Callable[[str], bool]) -> str:
+    """A name made from an image reference: its repository and tag, with a short random suffix when that is taken.
+
+    `docker.io/library/debian:13` gives `debian-13`, `localhost:5000/team/app:latest` gives `team-app`.
+    """
+    repository = image.split("@", 1)[0]
+    tag = ""
+    if ":" in repository.rsplit("/", 1)[-1]:
+        repository, tag = repository.rsplit(":", 1)
+    parts = repository.split("/")
+    if len(parts) > 1 and ("." in parts[0] or ":" in parts[0] or parts[0] == "localhost"):
+        parts = parts[1:]
+    if len(parts) > 1 and parts[0] == "library":
+        parts = parts[1:]
+    words = "-".join([*parts, tag] if tag not in ("", "latest") else parts)
+    stem = re.sub(r"[^a-zA-Z0-9._-]+", "-", words).strip("-._")[:NAME_LENGTH] or "vm"
+    name = stem
+    for _ in range(100):
+        if not is_taken(name):
+            return name
+        suffix = "-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(4)).lower()
+        name = stem[: NAME_LENGTH - len(suffix)] + suffix
+    raise InvalidSpec(f"no free name could be made from {printable(image)}", hint="give one with --name")

@@ -1,0 +1,80 @@
+"""Network interfaces by ioctl, in the calling thread's network namespace: TAPs, addresses, link state.
+
+Sources: netdevice(7), Linux Documentation/networking/tuntap.rst, include/uapi/linux/{if,if_tun,sockios}.h.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+
+from cocoon.errors import HostFault
+
+IFNAMSIZ = 16
+TUNSETIFF = 0x400454CA
+TUNSETPERSIST = 0x400454CB
+TUNSETOWNER = 0x400454CC
+TUNSETGROUP = 0x400454CE
+IFF_TAP = 0x0002
+IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000
+IFF_MULTI_QUEUE = 0x0100
+IFF_UP = 0x1
+SIOCGIFFLAGS = 0x8913
+SIOCSIFFLAGS = 0x8914
+SIOCSIFADDR = 0x8916
+SIOCSIFNETMASK = 0x891C
+
+
+def make_tap(name: str, *, uid: int, multi_queue: bool = False) -> None:
+    """A persistent TAP that only `uid` (and root) may open, without packet information, with virtio headers.
+
+    One that exists is opened with the same flags and kept. Raises HostFault, also when its flags differ.
+    """
+    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if multi_queue else 0)
+    try:
+        tun = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostFault(f"/dev/net/tun: {error.strerror}", hint="load the kernel module: modprobe tun") from error
+    try:
+        fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", _encoded(name), flags))
+        # The kernel reads these arguments as int; a uid above 2**31 would be a negative one.
+        fcntl.ioctl(tun, TUNSETOWNER, uid)
+        fcntl.ioctl(tun, TUNSETGROUP, uid)
+        fcntl.ioctl(tun, TUNSETPERSIST, 1)
+    except OSError as error:
+        raise HostFault(f"TAP {name}: {error.strerror}") from error
+    finally:
+        os.close(tun)
+
+
+def set_address(name: str, *, address: str, prefix: int) -> None:
+    """Gives the interface its IPv4 address. Raises HostFault."""
+    mask = socket.inet_ntoa(struct.pack("!I", (0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF))
+    for request, value in ((SIOCSIFADDR, address), (SIOCSIFNETMASK, mask)):
+        packed = struct.pack("16sHH4s8x", _encoded(name), socket.AF_INET, 0, socket.inet_aton(value))
+        _ioctl(name, request, packed)
+
+
+def set_up(name: str) -> None:
+    """Brings the interface up. Raises HostFault."""
+    current = _ioctl(name, SIOCGIFFLAGS, struct.pack("16sH22x", _encoded(name), 0))
+    flags = struct.unpack("16sH22x", current)[1]
+    _ioctl(name, SIOCSIFFLAGS, struct.pack("16sH22x", _encoded(name), flags | IFF_UP))
+
+
+def _ioctl(name: str, request: int, argument: bytes) -> bytes:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        try:
+            return fcntl.ioctl(control, request, argument)
+        except OSError as error:
+            raise HostFault(f"interface {name}: {error.strerror}") from error
+
+
+def _encoded(name: str) -> bytes:
+    encoded = name.encode("ascii")
+    if not 0 < len(encoded) < IFNAMSIZ:
+        raise HostFault(f"interface name {name!r} has not 1 to {IFNAMSIZ - 1} characters")
+    return encoded

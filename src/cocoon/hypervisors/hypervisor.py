@@ -1,0 +1,30 @@
+"""What a backend must answer. All of it is pure: values and facts in, plans out."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from cocoon.model.host import Capability, HostFacts
+from cocoon.model.image import Image
+from cocoon.model.vm import VMRecord, VMSpec
+from cocoon.paths import VMPaths
+from cocoon.plan.step import Step
+
+
+class Hypervisor(Protocol):
+    """One VMM. `name` is what `--hypervisor` takes and records carry."""
+
+    name: str
+    capabilities: Capability
+
+    def check(self, spec: VMSpec, image: Image, facts: HostFacts) -> None:
+        """Raises Unsupported, with reason and hint, when this host's VMM cannot run this image to this specification."""
+
+    def console_device(self, arch: str) -> str:
+        """The guest kernel's name of the console that the capsule's PTY is, such as `ttyS0`."""
+
+    def plan_launch(self, vm: VMRecord, paths: VMPaths, facts: HostFacts) -> tuple[Step, ...]:
+        """The steps from a prepared VM (disks, TAPs, cgroup exist) to a running VMM."""
+
+    def plan_shutdown(self, vm: VMRecord) -> tuple[Step, ...]:
+        """The steps that ask the guest to shut itself down; they do not wait for it."""

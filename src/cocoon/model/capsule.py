@@ -1,0 +1,53 @@
+"""The small house that a VMM lives in, as data: everything `native/shim` needs to build it.
+
+Inside, every VM of every backend sees the same names: /vm/kernel, /vm/initrd, /vm/disk/0 ..., /vm/mem, /vm/run/,
+/vm/out. `/vm/run` is a directory of the capsule's own tmpfs, owned by the VM's uid; the engine reaches sockets in it
+through /proc/<init pid>/root.
+"""
+
+from __future__ import annotations
+
+from cocoon.value import Value
+
+
+class Bind(Value):
+    """A file or directory of the host that appears at `inner`; read-only unless `writable`."""
+
+    host: str
+    inner: str
+    writable: bool = False
+
+
+class Device(Value):
+    """A character device made in the capsule's tmpfs, owned by the VM's uid, mode 0600."""
+
+    inner: str
+    major: int
+    minor: int
+
+
+class CapsuleSpec(Value):
+    """One VMM in one capsule. All host paths absolute; none holds a newline or tab.
+
+    `arguments[0]` is the executable as seen inside. `netns` is a name below /run/netns or "" for a new, empty one.
+    `cgroup_dirs` are existing cgroup directories that both processes join. `log_limit_bytes` bounds each of the two
+    logs in total (current and previous segment). `kill_after_s`: how long PID 1 waits between SIGTERM and SIGKILL.
+    """
+
+    vm_id: str
+    uid: int
+    gid: int
+    netns: str
+    cgroup_dirs: tuple[str, ...]
+    binds: tuple[Bind, ...]
+    devices: tuple[Device, ...]
+    arguments: tuple[str, ...]
+    environment: tuple[str, ...]
+    run_dir: str
+    log_dir: str
+    exit_record: str
+    log_limit_bytes: int
+    kill_after_s: float
+    memlock_bytes: int
+    open_files: int
+    insecure: bool

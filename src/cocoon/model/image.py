@@ -1,0 +1,58 @@
+"""An image: an ordered stack of EROFS blobs and what its configuration says about running it."""
+
+from __future__ import annotations
+
+from cocoon.value import Value
+
+
+class Layer(Value):
+    """One layer, bottom first in its image.
+
+    `digest` is `sha256:<hex>` of the bytes as the registry or archive has them, `diff_id` of the plain tar,
+    `blob` the hex SHA-256 of the EROFS file (its name in `Paths.blob`), `size_bytes` that file's size.
+    """
+
+    digest: str
+    diff_id: str
+    blob: str
+    size_bytes: int
+
+
+class ImageConfig(Value):
+    """What the OCI image configuration says (image-spec config.md): argument lists, `K=V` environment, user as
+    `name|uid[:group|gid]`, absolute working directory ("" is `/`), stop signal name or ""."""
+
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    user: str = ""
+    working_dir: str = ""
+    stop_signal: str = ""
+
+
+class BootFiles(Value):
+    """A kernel and its initramfs that an image carries, taken out of its layers: absolute host paths.
+
+    `version` is the kernel's release as its file name has it, "" for a plain `vmlinuz`.
+    """
+
+    kernel_path: str
+    initrd_path: str
+    version: str
+
+
+class Image(Value):
+    """One image. `id` is `sha256:<hex>` of its manifest (an archive without one: of its configuration).
+
+    `name` is a normalised reference or an import name; `platform` is `os/arch`; `boot_files` is None for a plain
+    container image.
+    """
+
+    id: str
+    name: str
+    platform: str
+    layers: tuple[Layer, ...]
+    config: ImageConfig
+    boot_files: BootFiles | None
+    created_at: float
+    source: str

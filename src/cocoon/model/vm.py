@@ -1,0 +1,171 @@
+"""A virtual machine: what was asked for, what it is made of, and what state it is meant to be in.
+
+    (none) --create--> CREATING --> CREATED --start--> STARTING --> RUNNING --stop--> STOPPING --> STOPPED
+                          |                                |            |                              |
+                       (undone)                          ERROR     (VMM ends)                     start again
+    any state but STARTING and STOPPING --rm--> REMOVING --> (none)
+
+A state in the store is an intention. `RUNNING` is true only while the shim holds the VM's alive lock; the engine's
+`reconcile` compares the two and marks a VM whose VMM has gone as STOPPED (clean end) or ERROR.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from cocoon.value import Value
+
+
+class VMState(StrEnum):
+    CREATING = "creating"
+    CREATED = "created"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    ERROR = "error"
+    REMOVING = "removing"
+
+
+class DiskRole(StrEnum):
+    """What a disk is for: a shared read-only image layer, the VM's writable root, or the guest's configuration."""
+
+    LAYER = "layer"
+    COW = "cow"
+    CONFIG = "config"
+    DATA = "data"
+
+
+class Disk(Value):
+    """One block device, in device order.
+
+    `path` is on the host, absolute; inside the capsule the disk number `i` is `/vm/disk/i`. `serial` has at most 20
+    bytes (virtio-blk's limit).
+    """
+
+    path: str
+    role: DiskRole
+    serial: str
+    read_only: bool
+
+
+class NIC(Value):
+    """One network interface. `address` is `a.b.c.d` or "" for DHCP; `prefix` its length; `gateway` may be "".
+
+    `netns` is a name below /run/netns; `tap` the TAP's name in it.
+    """
+
+    index: int
+    mac: str
+    tap: str
+    netns: str
+    network: str
+    address: str
+    prefix: int
+    gateway: str
+
+
+class DirectBoot(Value):
+    """Kernel and initramfs, given by path on the host, absolute; `kernel` names an engine's kernel or is "" when the
+    image carries its own."""
+
+    kind: str = "direct"
+    kernel_path: str
+    initrd_path: str
+    kernel: str
+
+
+class FirmwareBoot(Value):
+    """A disk booted by firmware, whose image is `firmware_path`."""
+
+    kind: str = "firmware"
+    firmware_path: str
+
+
+Boot = DirectBoot | FirmwareBoot
+
+
+class VMSpec(Value):
+    """What a user asked for, parsed and checked for itself; sizes in bytes."""
+
+    name: str
+    image: str
+    cpus: int
+    memory_bytes: int
+    storage_bytes: int
+    nics: int
+    hypervisor: str
+    hugepages: bool
+    insecure: bool
+    kernel: str
+    command: tuple[str, ...]
+    foreground: bool
+    remove_on_exit: bool
+
+
+class ProcessRef(Value):
+    """One process for good: `pid` may be used again by another one, the triple may not.
+
+    `start_ticks` is field 22 of /proc/PID/stat (proc(5)), clock ticks after boot.
+    """
+
+    boot_id: str
+    pid: int
+    start_ticks: int
+
+
+class VMProcesses(Value):
+    """The three processes of a running VM: the shim's supervisor, its PID 1 in the capsule, and the VMM.
+
+    The supervisor is recorded before it may do anything; the other two once they run.
+    """
+
+    supervisor: ProcessRef
+    init: ProcessRef | None = None
+    vmm: ProcessRef | None = None
+
+
+class Protection(Value):
+    """One protection of a running VM: whether it is in force, and if not, why."""
+
+    name: str
+    required: bool
+    in_force: bool
+    reason: str
+
+
+class PassedOver(Value):
+    """A backend that `auto` did not take, and why."""
+
+    hypervisor: str
+    reason: str
+
+
+class VMRecord(Value):
+    """One VM as the store keeps it. Times are seconds since the epoch, 0 for never.
+
+    `image_digest` is `sha256:<hex>` of the image's manifest or configuration; `uid` is the VM's own user and group.
+    `exit_reason` says how the last VMM ended, in words.
+    """
+
+    id: str
+    spec: VMSpec
+    state: VMState
+    hypervisor: str
+    hypervisor_version: str
+    passed_over: tuple[PassedOver, ...]
+    image_digest: str
+    boot: DirectBoot | FirmwareBoot
+    kernel_cmdline: str
+    disks: tuple[Disk, ...]
+    nics: tuple[NIC, ...]
+    uid: int
+    processes: VMProcesses | None
+    protections: tuple[Protection, ...]
+    created_at: float
+    updated_at: float
+    started_at: float
+    stopped_at: float
+    first_booted: bool
+    exit_reason: str
+    revision: int

@@ -1,0 +1,126 @@
+"""Every path that the engine owns, as a function of the configuration. Nothing here touches the disk.
+
+    root_dir/  state.db state.lock store-id     the store
+               blobs/                           <sha256>.erofs, root's, 0444
+               kernels/<id>/                    vmlinuz, initrd, modules of the engine's own kernels
+               boot/<layer sha256>/             vmlinuz, initrd.img found in an image
+               vms/<id>/                        vm.json (mirror), cow.raw, config.img, exit.json
+               work/<operation id>/             whatever is not finished yet
+               operations/<id>.lock             held while the owner of an operation lives
+    run_dir/   vms/<id>/                        vm.lock alive.lock console.sock shim.sock
+    log_dir/   vms/<id>/                        console.log console.log.1 vmm.log vmm.log.1
+"""
+
+from __future__ import annotations
+
+import os
+
+from cocoon.value import Value
+
+NETNS_DIR = "/run/netns"
+LIBEXEC_DIR = os.path.join(os.path.dirname(os.path.abspath(__file__)), "libexec")
+
+
+class VMPaths(Value):
+    """The paths of one VM; directories end without a slash."""
+
+    disk_dir: str
+    run_dir: str
+    log_dir: str
+
+    @property
+    def mirror(self) -> str:
+        return f"{self.disk_dir}/vm.json"
+
+    @property
+    def cow(self) -> str:
+        return f"{self.disk_dir}/cow.raw"
+
+    @property
+    def config_disk(self) -> str:
+        return f"{self.disk_dir}/config.img"
+
+    @property
+    def exit_record(self) -> str:
+        return f"{self.disk_dir}/exit.json"
+
+    @property
+    def vm_lock(self) -> str:
+        return f"{self.run_dir}/vm.lock"
+
+    @property
+    def alive_lock(self) -> str:
+        return f"{self.run_dir}/alive.lock"
+
+    @property
+    def console_socket(self) -> str:
+        return f"{self.run_dir}/console.sock"
+
+    @property
+    def shim_socket(self) -> str:
+        return f"{self.run_dir}/shim.sock"
+
+    @property
+    def console_log(self) -> str:
+        return f"{self.log_dir}/console.log"
+
+    @property
+    def vmm_log(self) -> str:
+        return f"{self.log_dir}/vmm.log"
+
+
+class Paths(Value):
+    """The three directories of one engine and what lies in them; absolute, without a trailing slash."""
+
+    root_dir: str
+    run_dir: str
+    log_dir: str
+
+    @property
+    def database(self) -> str:
+        return f"{self.root_dir}/state.db"
+
+    @property
+    def database_lock(self) -> str:
+        return f"{self.root_dir}/state.lock"
+
+    @property
+    def blobs(self) -> str:
+        return f"{self.root_dir}/blobs"
+
+    @property
+    def kernels(self) -> str:
+        return f"{self.root_dir}/kernels"
+
+    @property
+    def boot(self) -> str:
+        return f"{self.root_dir}/boot"
+
+    @property
+    def work(self) -> str:
+        return f"{self.root_dir}/work"
+
+    def blob(self, digest_hex: str) -> str:
+        """The EROFS file whose own SHA-256 is `digest_hex`."""
+        return f"{self.blobs}/{digest_hex}.erofs"
+
+    def operation_lock(self, operation_id: str) -> str:
+        return f"{self.root_dir}/operations/{operation_id}.lock"
+
+    def operation_work(self, operation_id: str) -> str:
+        return f"{self.work}/{operation_id}"
+
+    def vm(self, vm_id: str) -> VMPaths:
+        return VMPaths(
+            disk_dir=f"{self.root_dir}/vms/{vm_id}",
+            run_dir=f"{self.run_dir}/vms/{vm_id}",
+            log_dir=f"{self.log_dir}/vms/{vm_id}",
+        )
+
+    def directories(self) -> tuple[str, ...]:
+        """What must exist before anything else, parents first; each is made 0700."""
+        return (
+            self.root_dir, self.blobs, self.kernels, self.boot, self.work,
+            f"{self.root_dir}/vms", f"{self.root_dir}/operations",
+            self.run_dir, f"{self.run_dir}/vms", self.log_dir, f"{self.log_dir}/vms",
+        )  # fmt: skip

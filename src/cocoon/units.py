@@ -1,0 +1,68 @@
+"""Sizes, durations and names: parsed once at the edge, rendered for people."""
+
+from __future__ import annotations
+
+import re
+
+from cocoon.errors import InvalidSpec
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+_SIZE = re.compile(r"^([0-9]{1,12})(?:\.([0-9]{1,6}))? ?([kmgtp]?)(?:i?b)?$", re.IGNORECASE)
+_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_DURATION = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)?$")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+_NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `512M`, `1.5GiB`, `10 g`, `4096`. Always powers of 1024; a bare number is bytes.
+
+    Raises InvalidSpec when the text is not such a size.
+    """
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise InvalidSpec(f"size {printable(text)} is not understood", hint="write it like 512M, 1.5G or 10GiB")
+    whole, fraction, suffix = match.groups()
+    unit = 1024 ** _POWER[suffix.lower()]
+    part = int(fraction) * unit // 10 ** len(fraction) if fraction else 0
+    return int(whole) * unit + part
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `30`, `500ms`, `1.5s`, `2m`, `1h`. Raises InvalidSpec otherwise."""
+    match = _DURATION.match(text.strip())
+    if match is None:
+        raise InvalidSpec(f"duration {printable(text)} is not understood", hint="write it like 30, 500ms or 2m")
+    return float(match.group(1)) * _SECONDS[match.group(2)]
+
+
+def parse_name(text: str, what: str) -> str:
+    """`text` when it is a legal name of a VM, kernel or network: 1 to 63 of `a-zA-Z0-9._-`, first alphanumeric.
+
+    Raises InvalidSpec that names `what` and shows the text with control characters escaped.
+    """
+    if _NAME.match(text) is None:
+        raise InvalidSpec(
+            f"{what} name {printable(text)} is not allowed",
+            hint="use 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit",
+        )
+    return text
+
+
+def render_size(size_bytes: int) -> str:
+    """`size_bytes` in binary units with at most four significant digits: `1GiB`, `1.5GiB`, `117.2MiB`."""
+    value, unit = float(size_bytes), "B"
+    for following in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, following
+    return f"{value:.4g}{unit}" if value < 1000 else f"{value:.0f}{unit}"
+
+
+def printable(text: str, limit: int = 80) -> str:
+    """`text` in quotes, control characters and escapes made visible, cut after `limit` characters."""
+    shown = text if len(text) <= limit else text[:limit] + "..."
+    return "'" + shown.encode("unicode_escape").decode("ascii").replace("'", "\\'") + "'"
