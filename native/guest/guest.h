@@ -1,0 +1,90 @@
+/* cocoon-init: what its parts share. Every path is as seen from the root that is current at the time of the call. */
+#ifndef COCOON_GUEST_H
+#define COCOON_GUEST_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#define MAX_LAYERS 256
+#define MAX_NICS 32
+#define MAX_DNS 8
+
+/* What the boot configuration says; all strings point into one buffer that lives as long as the machine. */
+struct nic {
+	char *mac, *address, *gateway;
+	int prefix, mtu;
+};
+struct config {
+	char *layers[MAX_LAYERS]; /* serials or device paths, top layer first */
+	size_t layer_count;
+	char *cow, *hostname, *user, *cwd;
+	char **arguments, **environment; /* both end with NULL */
+	size_t argument_count, environment_count;
+	struct nic nics[MAX_NICS];
+	size_t nic_count;
+	char *dns[MAX_DNS];
+	size_t dns_count;
+	int stop_signal; /* 0: not given */
+	bool is_init;    /* the command is an init: it becomes PID 1 */
+	bool reboots;    /* the VMM ends on a reboot, not on a power-off */
+};
+
+/* main.c: words on the console, and the two ways in which a machine ends. */
+void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
+_Noreturn void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+_Noreturn void power_off(void);
+extern bool end_by_reboot;
+
+/* files.c */
+ssize_t read_file(const char *path, char *buffer, size_t size); /* NUL-terminated; bytes read, or -1 */
+int write_file(const char *path, const char *text, mode_t mode);
+void make_directories(char *path, mode_t mode);
+char *trim(char *text);
+bool parse_number(const char *text, long low, long high, long *number);
+
+/* modules.c, bootconfig.c, disks.c, root.c, network.c */
+void load_modules(const char *order_path);
+void read_config(const char *device, struct config *config);
+void parse_config(char *bytes, size_t size, struct config *config);
+void find_disk(const char *name, char *device, size_t size);
+void mount_root(const struct config *config);
+void switch_root(void);
+void mount_interfaces(bool for_init);
+void seal_root(void);
+void start_network(const struct config *config);
+void write_identity(const struct config *config);
+
+/* command.c: the image's command as a child, or in our place. */
+pid_t start_command(struct config *config, const sigset_t *inherited_mask);
+_Noreturn void become_init(struct config *config);
+bool ignores_signal(pid_t pid, int signal);
+
+/* account.c: `user` as OCI writes it, resolved in the image's /etc/passwd and /etc/group. */
+#define MAX_GROUPS 128
+struct account {
+	uid_t uid;
+	gid_t gid;
+	gid_t groups[MAX_GROUPS];
+	size_t group_count;
+	char home[4096];
+};
+void find_account(const char *user, struct account *account);
+
+/* control.c: the channel to the host. `open_channel` gives -1 when this machine has none. */
+enum request { REQUEST_NONE, REQUEST_SHUTDOWN };
+struct channel {
+	int fd;
+	size_t used;
+	bool overlong;
+	char line[512];
+};
+int open_channel(struct channel *channel);
+enum request serve_channel(struct channel *channel, long *grace_s);
+void send_line(struct channel *channel, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* supervise.c: from the start of the command to the end of the machine. */
+_Noreturn void supervise(struct config *config);
+
+#endif

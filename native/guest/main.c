@@ -1,0 +1,118 @@
+/* cocoon-init is PID 1 of the engine's own initramfs: it turns an image's layers into a running machine.
+ *
+ *   modules -> boot configuration -> layers + COW disk = overlay -> network -> new root
+ *           -> the image's init takes over as PID 1, or its command runs as our child until the machine ends
+ *
+ * Whatever goes wrong before the command runs ends the machine with one line on the console: a VM that hangs without
+ * a word is the worst outcome. There is nobody to free memory for, so nothing is freed. */
+#define _GNU_SOURCE
+#include "guest.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+bool end_by_reboot;
+
+static void print_line(const char *format, va_list arguments)
+{
+	char line[1024];
+	int length = vsnprintf(line, sizeof line - 2, format, arguments);
+
+	if (length > (int)sizeof line - 3)
+		length = sizeof line - 3;
+	/* The command may have left the terminal raw: bring the carriage back ourselves. */
+	dprintf(2, "\rcocoon-init: %.*s\r\n", length, line);
+}
+
+void complain(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	print_line(format, arguments);
+	va_end(arguments);
+}
+
+_Noreturn void fail(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	print_line(format, arguments);
+	va_end(arguments);
+	power_off();
+}
+
+_Noreturn void power_off(void)
+{
+	sync();
+	reboot(end_by_reboot ? RB_AUTOBOOT : RB_POWER_OFF);
+	/* No power management: halting keeps the promise that nothing runs any more. */
+	for (;;)
+		reboot(RB_HALT_SYSTEM);
+}
+
+static void mount_early(void)
+{
+	mkdir("/proc", 0555);
+	mkdir("/sys", 0555);
+	mkdir("/dev", 0755);
+	if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
+		fail("cannot mount /proc: %s", strerror(errno));
+	if (mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
+		fail("cannot mount /sys: %s", strerror(errno));
+	if (mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=0755") < 0)
+		fail("cannot mount /dev: %s", strerror(errno));
+}
+
+/* The value of `name=` on the kernel's command line, which is trusted: the engine wrote it. */
+static char *kernel_parameter(char *cmdline, const char *name)
+{
+	size_t length = strlen(name);
+
+	for (char *word = strtok(cmdline, " \n"); word; word = strtok(NULL, " \n"))
+		if (strncmp(word, name, length) == 0 && word[length] == '=')
+			return word + length + 1;
+	return NULL;
+}
+
+int main(void)
+{
+	static struct config config;
+	static char cmdline[8192];
+	char device[64];
+
+	if (getpid() != 1) {
+		dprintf(2, "cocoon-init is the first program of a virtual machine and does nothing elsewhere\n");
+		return 1;
+	}
+	umask(022);
+	reboot(RB_DISABLE_CAD);
+	mount_early();
+	load_modules("/modules/order");
+
+	if (read_file("/proc/cmdline", cmdline, sizeof cmdline) < 0)
+		fail("cannot read /proc/cmdline: %s", strerror(errno));
+	char *disk = kernel_parameter(cmdline, "cocoon.config");
+	if (!disk)
+		fail("the kernel command line names no configuration disk (cocoon.config=)");
+	find_disk(disk, device, sizeof device);
+	read_config(device, &config);
+	end_by_reboot = config.reboots;
+
+	mount_root(&config);
+	switch_root();
+	mount_interfaces(config.is_init);
+	start_network(&config);
+	write_identity(&config);
+	if (config.is_init)
+		become_init(&config);
+	supervise(&config);
+}

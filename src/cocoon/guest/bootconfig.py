@@ -1,0 +1,164 @@
+"""The boot configuration: what `cocoon-init` must know, on a tiny raw disk of its own.
+
+    "cocoon-config 1 <length>\\n"   version 1; <length> in decimal: the bytes of records that follow
+    "key=value\\0" ...              exactly <length> bytes
+    zeros up to a multiple of 4096
+
+A disk, because a kernel command line holds 2 KiB, is shown to every process of the guest, and cannot carry spaces or
+an environment. `native/guest/bootconfig.c` is the other side; both refuse what they do not know.
+"""
+
+from __future__ import annotations
+
+import signal
+
+from cocoon.errors import InvalidSpec
+from cocoon.model.image import ImageConfig
+from cocoon.units import printable
+from cocoon.value import Value
+
+VERSION = 1
+CONFIG_SERIAL = "cocoon-config"
+BLOCK_BYTES = 4096
+MAX_BYTES = 1024 * 1024
+MAX_LAYERS = 256
+MAX_NICS = 32
+MAX_DNS = 8
+MAX_USER_BYTES = 511
+# The kernel's MAX_ARG_STRLEN: a longer argument or variable cannot be passed to any program.
+MAX_STRING_BYTES = 128 * 1024 - 1
+
+# A command that is one of these wants to be PID 1 and to run the whole machine.
+INITS = frozenset({
+    "/init", "/sbin/init", "/usr/sbin/init", "/bin/init", "/usr/bin/init", "/lib/systemd/systemd",
+    "/usr/lib/systemd/systemd", "/bin/systemd", "/usr/bin/systemd", "/sbin/openrc-init", "/usr/sbin/openrc-init",
+    "/sbin/runit-init", "/usr/sbin/runit-init",
+})  # fmt: skip
+
+
+class GuestNIC(Value):
+    """One interface as the guest sets it up: found by `mac`, `address` "" for none (the link is brought up only),
+    `gateway` "" for none."""
+
+    mac: str
+    address: str
+    prefix: int
+    gateway: str
+    mtu: int = 1500
+
+
+class BootConfig(Value):
+    """Everything that the guest is told.
+
+    `layers` (top first) and `cow` are disk serials or device paths. `arguments` is the whole command line of the
+    guest's program, () for a root shell on the console; `user` is `name|uid[:group|gid]` or "" for root.
+    `stop_signal` is a name or number, "" for SIGTERM. `reboots`: the VMM ends when the guest reboots, not when it
+    powers off (machines without ACPI).
+    """
+
+    layers: tuple[str, ...]
+    cow: str
+    hostname: str
+    arguments: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    user: str = ""
+    working_dir: str = ""
+    stop_signal: str = ""
+    nics: tuple[GuestNIC, ...] = ()
+    dns: tuple[str, ...] = ()
+    reboots: bool = False
+
+
+def guest_arguments(config: ImageConfig, command: tuple[str, ...]) -> tuple[str, ...]:
+    """What the guest runs: the image's entrypoint, then `command` or else the image's own (Docker's rule)."""
+    return config.entrypoint + (command or config.command)
+
+
+def is_init(arguments: tuple[str, ...]) -> bool:
+    """True when the program is an init, which must be PID 1 itself."""
+    return bool(arguments) and arguments[0] in INITS
+
+
+def parse_stop_signal(text: str) -> int:
+    """The number of `SIGTERM`, `TERM`, `SIGRTMIN+3` or `15` as Linux on x86-64 and arm64 has it; 0 for "".
+
+    Raises InvalidSpec for anything else.
+    """
+    name = text.strip().upper().removeprefix("SIG")
+    if not name:
+        return 0
+    base, plus, offset = name.partition("+")
+    if name.isascii() and name.isdigit():
+        number = int(name)
+    elif base == "RTMIN" and (not plus or (offset.isascii() and offset.isdigit())):
+        # The C library keeps two for itself (glibc; musl three): the first free one is 34 to every program built on glibc.
+        number = 34 + int(offset or 0)
+    else:
+        number = getattr(signal, f"SIG{name}", 0) if name.isalnum() else 0
+    if not 1 <= number <= 64:
+        raise InvalidSpec(f"stop signal {printable(text)} is not known", hint="use a name like SIGTERM or a number")
+    return int(number)
+
+
+def render_boot_config(config: BootConfig) -> bytes:
+    """The whole content of the configuration disk, a multiple of 4096 bytes.
+
+    Raises InvalidSpec when something does not fit: too many layers, NICs or name servers, a NUL in a text, a text
+    longer than Linux passes to a program, more than 1 MiB in all.
+    """
+    _check_counts(config)
+    records = [("layer", layer) for layer in config.layers]
+    records += [("cow", config.cow), ("hostname", config.hostname)]
+    records += [("arg", argument) for argument in config.arguments]
+    records += [("env", variable) for variable in config.environment]
+    records += [("nic", _render_nic(nic)) for nic in config.nics]
+    records += [("dns", server) for server in config.dns]
+    if config.user:
+        records.append(("user", config.user))
+    if config.working_dir:
+        records.append(("cwd", config.working_dir))
+    if number := parse_stop_signal(config.stop_signal):
+        records.append(("stop_signal", str(number)))
+    if is_init(config.arguments):
+        records.append(("init", "yes"))
+    if config.reboots:
+        records.append(("reboot", "yes"))
+    return _frame(b"".join(_render_record(key, value) for key, value in records))
+
+
+def _check_counts(config: BootConfig) -> None:
+    for what, count, limit in (
+        ("layers", len(config.layers), MAX_LAYERS),
+        ("network interfaces", len(config.nics), MAX_NICS),
+        ("name servers", len(config.dns), MAX_DNS),
+        ("bytes of user name", len(config.user.encode("utf-8", "surrogateescape")), MAX_USER_BYTES),
+    ):
+        if count > limit:
+            raise InvalidSpec(f"{count} {what} are more than the {limit} that a guest takes")
+    if not config.layers:
+        raise InvalidSpec("the image has no layers")
+
+
+def _render_nic(nic: GuestNIC) -> str:
+    address = f"{nic.address}/{nic.prefix}" if nic.address else ""
+    return f"{nic.mac},{address},{nic.gateway},{nic.mtu}"
+
+
+def _render_record(key: str, value: str) -> bytes:
+    data = value.encode("utf-8", "surrogateescape")
+    if b"\0" in data:
+        raise InvalidSpec(f"{key} {printable(value)} holds a NUL byte")
+    if len(data) > MAX_STRING_BYTES:
+        raise InvalidSpec(f"{key} of {len(data)} bytes is longer than Linux passes to a program ({MAX_STRING_BYTES})")
+    return key.encode() + b"=" + data + b"\0"
+
+
+def _frame(records: bytes) -> bytes:
+    content = f"cocoon-config {VERSION} {len(records)}\n".encode() + records
+    padded = content + bytes(-len(content) % BLOCK_BYTES)
+    if len(padded) > MAX_BYTES:
+        raise InvalidSpec(
+            f"command, environment and settings of {len(records)} bytes do not fit the guest's configuration of 1 MiB",
+            hint="pass large values in files",
+        )
+    return padded

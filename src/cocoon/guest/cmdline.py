@@ -1,0 +1,98 @@
+"""Kernel command lines, rendered purely.
+
+Two ways to boot: an image with its own kernel gets the original's contract (`boot=cocoon-overlay`, read by the
+initramfs-tools script in the image); the engine's own initramfs gets the name of its configuration disk, and everything
+else from there.
+"""
+
+from __future__ import annotations
+
+from cocoon.errors import InvalidSpec
+from cocoon.model.vm import NIC
+from cocoon.value import Value
+
+COW_SERIAL = "cocoon-cow"
+# The kernel's COMMAND_LINE_SIZE on x86-64 and arm64; what is longer is cut without a word.
+MAX_CMDLINE_BYTES = 2047
+_MAX_DNS = 2
+
+
+class CommandLineFacts(Value):
+    """What both kinds of command line need of the backend.
+
+    `console` is the guest's device name (`ttyS0`, `hvc0`); `extra` are words that this VMM's machine needs;
+    `emulated`: no KVM, so no kvm-clock.
+    """
+
+    console: str
+    emulated: bool
+    extra: tuple[str, ...] = ()
+
+
+def layer_serial(index: int) -> str:
+    """The serial of layer `index`, counted from the bottom as the disks are."""
+    return f"cocoon-layer{index}"
+
+
+def disk_device(index: int) -> str:
+    """The kernel's name of virtio disk `index`: /dev/vda ... /dev/vdz, /dev/vdaa ..."""
+    letters = ""
+    index += 1
+    while index:
+        index, letter = divmod(index - 1, 26)
+        letters = chr(ord("a") + letter) + letters
+    return f"/dev/vd{letters}"
+
+
+def render_image_cmdline(
+    facts: CommandLineFacts, *, layers: tuple[str, ...], cow: str, hostname: str, network: tuple[str, ...]
+) -> str:
+    """The command line for an image that carries kernel and initramfs.
+
+    `layers` (top first) and `cow` are serials or device paths; `network` is what `render_network` gave, and with it
+    the hostname goes too (the original's rule). Raises InvalidSpec when the kernel would cut it.
+    """
+    words = [
+        f"console={facts.console}", *facts.extra, "loglevel=3", "boot=cocoon-overlay",
+        f"cocoon.layers={','.join(layers)}", f"cocoon.cow={cow}",
+    ]  # fmt: skip
+    if not facts.emulated:
+        words.append("clocksource=kvm-clock")
+    words.append("rw")
+    if network:
+        words += ["net.ifnames=0", f"cocoon.hostname={hostname}", *network[1:]]
+    return _join(words)
+
+
+def render_network(nics: tuple[NIC, ...], *, hostname: str, dns: tuple[str, ...]) -> tuple[str, ...]:
+    """`("nics", "ip=...", ...)`: one `ip=` word per NIC with a static address; () when there are no NICs."""
+    if not nics:
+        return ()
+    return ("nics", *(_render_ip(nic, hostname, dns) for nic in nics if nic.address))
+
+
+def _render_ip(nic: NIC, hostname: str, dns: tuple[str, ...]) -> str:
+    """Documentation/admin-guide/nfs/nfsroot.rst: ip=client::gateway:mask:hostname:device:autoconf[:dns0[:dns1]]."""
+    words = (nic.address, "", nic.gateway, dotted_mask(nic.prefix), hostname, f"eth{nic.index}", "off")
+    return "ip=" + ":".join(words + dns[:_MAX_DNS])
+
+
+def dotted_mask(prefix: int) -> str:
+    """`255.255.255.0` of 24."""
+    bits = (0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF
+    return ".".join(str(bits >> shift & 255) for shift in (24, 16, 8, 0))
+
+
+def render_engine_cmdline(facts: CommandLineFacts, *, config_disk: str) -> str:
+    """The command line for the engine's own initramfs; `config_disk` is a serial or device path."""
+    return _join([f"console={facts.console}", *facts.extra, "quiet", "panic=-1", "net.ifnames=0", f"cocoon.config={config_disk}"])
+
+
+def _join(words: list[str]) -> str:
+    text = " ".join(words)
+    if len(text.encode()) > MAX_CMDLINE_BYTES:
+        raise InvalidSpec(
+            f"the kernel command line of {len(text.encode())} bytes is longer than the kernel reads ({MAX_CMDLINE_BYTES})",
+            hint="use fewer layers or network interfaces",
+        )
+    return text

@@ -1,0 +1,91 @@
+"""The engine's own initramfs: `cocoon-init`, the modules it needs, and their order. Nothing else.
+
+    /init            native/guest
+    /modules/order   module file names, one a line, each after all that it depends on
+    /modules/*.ko    decompressed on the host, so that the guest need not
+    /dev/console     the kernel opens it for /init before anything is mounted
+
+The archive is cpio in the kernel's `newc` form (Documentation/driver-api/early-userspace/buffer-format.rst), the same
+bytes for the same input. Dependencies are read out of the modules themselves (`depends=` in .modinfo, what depmod reads
+too), because a Debian package carries no modules.dep.
+"""
+
+from __future__ import annotations
+
+import re
+
+from cocoon.errors import Corrupt
+from cocoon.units import MIB, printable
+
+# What a guest can meet, in the order in which it should come up: transports first, then disks, since they are waited
+# for. A name that a kernel does not have is built in or not needed.
+WANTED_MODULES = (
+    "virtio_pci", "virtio_mmio", "virtio_blk", "erofs", "ext4", "crc32c", "overlay", "virtio_net", "virtio_console",
+    "virtio_rng", "virtio_balloon", "button", "evdev", "vmw_vsock_virtio_transport", "af_packet", "vmgenid",
+)  # fmt: skip
+MAX_MODULE_BYTES = 32 * MIB
+
+_DEPENDS = re.compile(rb"\0depends=([A-Za-z0-9_,-]*)\0")
+_SUFFIX = re.compile(r"\.ko(\.(?:gz|xz|zst))?$")
+_DIRECTORY, _FILE, _CHARACTER_DEVICE = 0o040000, 0o100000, 0o020000
+
+
+def module_name(file_name: str) -> str:
+    """`virtio_rng` of `virtio-rng.ko.xz`: the kernel writes underscores; "" when it is no module's file name."""
+    match = _SUFFIX.search(file_name)
+    return file_name[: match.start()].replace("-", "_") if match else ""
+
+
+def module_dependencies(module: bytes) -> tuple[str, ...]:
+    """The names of the modules that `module` (ELF, decompressed) says it depends on."""
+    match = _DEPENDS.search(module)
+    if match is None:
+        return ()
+    return tuple(name.replace("-", "_") for name in match.group(1).decode("ascii").split(",") if name)
+
+
+def order_modules(dependencies: dict[str, tuple[str, ...]], wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """`wanted` and all that they depend on, each after its dependencies; names that are not in `dependencies` are left out.
+
+    Raises Corrupt when modules depend on each other in a circle.
+    """
+    ordered: list[str] = []
+    above: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in ordered or name not in dependencies:
+            return
+        if name in above:
+            raise Corrupt(f"module {printable(name)} depends on itself through {' '.join(above)}")
+        above.append(name)
+        for dependency in dependencies[name]:
+            visit(dependency)
+        above.pop()
+        ordered.append(name)
+
+    for name in wanted:
+        visit(name)
+    return tuple(ordered)
+
+
+def render_initramfs(init: bytes, modules: dict[str, bytes], order: tuple[str, ...]) -> bytes:
+    """The initramfs with `init` as /init and `modules` (name to ELF bytes), loaded in `order`."""
+    entries = [("dev", _DIRECTORY | 0o755, b"", (0, 0)), ("dev/console", _CHARACTER_DEVICE | 0o600, b"", (5, 1))]
+    entries.append(("init", _FILE | 0o755, init, (0, 0)))
+    entries.append(("modules", _DIRECTORY | 0o755, b"", (0, 0)))
+    files = {f"modules/{name}.ko": modules[name] for name in order}
+    files["modules/order"] = "".join(f"{name}.ko\n" for name in order).encode()
+    entries += [(path, _FILE | 0o644, files[path], (0, 0)) for path in sorted(files)]
+    parts = [_render_entry(entry, number) for number, entry in enumerate(entries, start=1)]
+    parts.append(_render_entry(("TRAILER!!!", 0, b"", (0, 0)), 0))
+    archive = b"".join(parts)
+    return archive + bytes(-len(archive) % 512)
+
+
+def _render_entry(entry: tuple[str, int, bytes, tuple[int, int]], inode: int) -> bytes:
+    """One `newc` entry: thirteen fields of eight hex digits, the name and the data, both padded to four bytes."""
+    path, mode, data, device = entry
+    name = path.encode() + b"\0"
+    fields = (inode, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name), 0)
+    header = b"070701" + b"".join(b"%08X" % field for field in fields) + name
+    return header + bytes(-len(header) % 4) + data + bytes(-len(data) % 4)
