@@ -1,0 +1,271 @@
+"""Files and directories that survive a power cut, and files that a stranger may have made.
+
+Writing: a temporary name, fsync, rename, fsync of the directory; a failed fsync is a failed operation. Reading what a
+VMM made: relative to a directory descriptor, never through a symbolic link, regular, singly linked, bounded.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+
+from cocoon.errors import Corrupt, HostFault, NotFound
+from cocoon.units import printable, render_size
+
+FICLONE = 0x40049409  # linux/fs.h
+COPY_CHUNK_BYTES = 8 * 1024 * 1024
+MAX_DEPTH = 200  # Of a tree to remove: one descriptor each; none of ours is deeper than 5.
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+HINTS = {
+    errno.ENOSPC: "free some space: cocoon gc, cocoon image rm",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "the engine needs root",
+    errno.EPERM: "the engine needs root",
+    errno.EROFS: "the file system is mounted read-only",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+}
+
+
+def host_fault(what: str, error: OSError) -> HostFault:
+    """The error tree's form of an OSError: `what` failed and why, with a hint where one is known."""
+    return HostFault(f"{what}: {error.strerror or error}", hint=HINTS.get(error.errno or 0, ""))
+
+
+def fsync_directory(path: str) -> None:
+    """Makes the names in the directory `path` durable. Raises HostFault."""
+    try:
+        fd = os.open(path, DIRECTORY_FLAGS & ~os.O_NOFOLLOW)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise host_fault(f"sync directory {path}", error) from error
+
+
+def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
+    """`path` holds `data` completely and durably, or what it held before; never less. Raises HostFault.
+
+    Writers of one path queue up on the temporary file, `.<name>.tmp`; what a killed one left there is written over.
+    """
+    from cocoon.host.locks import lock
+
+    directory, name = os.path.split(path)
+    temporary = f"{directory}/.{name}.tmp"
+    with lock(temporary, timeout_s=30.0) as held:
+        try:
+            os.ftruncate(held.fd, 0)
+            os.fchmod(held.fd, mode)
+            _write_all(held.fd, data)
+            os.fsync(held.fd)
+            os.rename(temporary, path)
+        except OSError as error:
+            held.remove()
+            raise host_fault(f"write {path}", error) from error
+        except BaseException:
+            held.remove()
+            raise
+    fsync_directory(directory)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def make_directory(path: str, mode: int = 0o700, uid: int = 0) -> None:
+    """`path` is a directory of exactly this mode and owner (user and group `uid`); its parent must exist.
+
+    Raises HostFault, also when something else than a directory has the name.
+    """
+    try:
+        try:
+            os.mkdir(path, mode)
+        except FileExistsError:
+            pass
+        fd = os.open(path, DIRECTORY_FLAGS)
+        try:
+            found = os.fstat(fd)
+            if (found.st_uid, found.st_gid) != (uid, uid):
+                os.fchown(fd, uid, uid)
+            if stat.S_IMODE(found.st_mode) != mode:
+                os.fchmod(fd, mode)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise host_fault(f"make directory {path}", error) from error
+
+
+def remove_file(path: str) -> bool:
+    """Removes the file `path` itself, never what it points to; False when there was none. Raises HostFault."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise host_fault(f"remove {path}", error) from error
+    return True
+
+
+def remove_tree(path: str) -> None:
+    """Removes `path` and all that is in it; absent is fine.
+
+    Never follows a symbolic link, never enters or removes a mount. Raises HostFault with the first path that stays.
+    """
+    directory, name = os.path.split(path.rstrip("/"))
+    try:
+        parent = os.open(directory or "/", DIRECTORY_FLAGS & ~os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise host_fault(f"remove {path}", error) from error
+    try:
+        if name in ("", ".", ".."):
+            raise HostFault(f"remove {printable(path)}: this is no name of a directory of ours")
+        _remove_entry(parent, name, shown=path, depth=0)
+    finally:
+        os.close(parent)
+
+
+def _remove_entry(parent: int, name: str, *, shown: str, depth: int) -> None:
+    """Removes one entry of the open directory `parent`, whatever it is."""
+    try:
+        try:
+            os.unlink(name, dir_fd=parent)
+            return
+        except FileNotFoundError:
+            return
+        except IsADirectoryError:
+            pass
+        try:
+            fd = os.open(name, DIRECTORY_FLAGS, dir_fd=parent)
+        except FileNotFoundError:
+            return
+        try:
+            if depth >= MAX_DEPTH or _mount_id(fd) != _mount_id(parent):
+                raise HostFault(f"remove {shown}: something is mounted there, or it is nested too deep")
+            for child in os.listdir(fd):
+                _remove_entry(fd, child, shown=f"{shown}/{child}", depth=depth + 1)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise host_fault(f"remove {printable(shown, 400)}", error) from error
+
+
+def _mount_id(fd: int) -> str:
+    """The mount that the descriptor came through; also tells bind mounts of the same file system apart."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("mnt_id:"):
+                return line.split()[1]
+    return ""
+
+
+def read_bounded(path: str, limit_bytes: int) -> bytes:
+    """The content of a file of ours. Raises NotFound, Corrupt when it is longer than `limit_bytes`, HostFault."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limit_bytes + 1)
+    except FileNotFoundError as error:
+        raise NotFound(f"{path} does not exist") from error
+    except OSError as error:
+        raise host_fault(f"read {path}", error) from error
+    if len(data) > limit_bytes:
+        raise Corrupt(f"{path} is longer than {render_size(limit_bytes)}")
+    return data
+
+
+def open_beneath(dir_fd: int, name: str, *, limit_bytes: int, uid: int | None = None) -> int:
+    """A read descriptor of the plain file `name` directly in the open directory, which a stranger may write to.
+
+    The file is regular, has one link, at most `limit_bytes` bytes, and belongs to `uid` (when given): opening it
+    cannot block, and reading it gives nobody else's file. Raises NotFound, Corrupt, HostFault.
+    """
+    if "/" in name or name in ("", ".", ".."):
+        raise Corrupt(f"{printable(name)} is no plain file name")
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY, dir_fd=dir_fd)
+    except FileNotFoundError as error:
+        raise NotFound(f"{printable(name)} does not exist") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise Corrupt(f"{printable(name)} is no regular file") from error
+        raise host_fault(f"open {printable(name)}", error) from error
+    found = os.fstat(fd)
+    wrong = (
+        "is no regular file" if not stat.S_ISREG(found.st_mode)
+        else "has several links" if found.st_nlink != 1
+        else "belongs to somebody else" if uid is not None and found.st_uid != uid
+        else f"is longer than {render_size(limit_bytes)}" if found.st_size > limit_bytes
+        else ""
+    )  # fmt: skip
+    if wrong:
+        os.close(fd)
+        raise Corrupt(f"{printable(name)} {wrong}")
+    return fd
+
+
+def read_beneath(dir_fd: int, name: str, *, limit_bytes: int, uid: int | None = None) -> bytes:
+    """The content of such a file, cut at `limit_bytes` should it grow meanwhile. Raises as `open_beneath`."""
+    with os.fdopen(open_beneath(dir_fd, name, limit_bytes=limit_bytes, uid=uid), "rb") as file:
+        return file.read(limit_bytes)
+
+
+def copy_sparse(source: str, destination: str, *, mode: int = 0o600, uid: int = 0) -> None:
+    """Copies a regular file durably to the new name `destination`: by reflink where the file system can, else only
+    its data, with its holes. Raises HostFault, also when `destination` exists; then nothing new is left."""
+    try:
+        with open(source, "rb") as from_file:
+            to_fd = os.open(destination, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+            try:
+                _copy_data(from_file.fileno(), to_fd)
+                os.fchown(to_fd, uid, uid)
+                os.fchmod(to_fd, mode)
+                os.fsync(to_fd)
+            except BaseException:
+                os.unlink(destination)
+                raise
+            finally:
+                os.close(to_fd)
+    except OSError as error:
+        raise host_fault(f"copy {source} to {destination}", error) from error
+
+
+def _copy_data(source: int, destination: int) -> None:
+    try:
+        fcntl.ioctl(destination, FICLONE, source)
+        return
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL):
+            raise
+    size = os.fstat(source).st_size
+    os.ftruncate(destination, size)
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(source, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        end = os.lseek(source, at, os.SEEK_HOLE)
+        while at < end:
+            copied = _copy_piece(source, destination, at=at, count=min(COPY_CHUNK_BYTES, end - at))
+            if copied == 0:
+                return
+            at += copied
+
+
+def _copy_piece(source: int, destination: int, *, at: int, count: int) -> int:
+    try:
+        return os.copy_file_range(source, destination, count, at, at)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+    return os.pwrite(destination, os.pread(source, count, at), at)
