@@ -4,6 +4,10 @@
 
 log=${log:-/dev/null}
 
+# A command that fails outside a step must not end the script without a word.
+set -E
+trap 'printf "Error: %s line %s: status %s\n" "${BASH_SOURCE[0]##*/}" "$LINENO" "$?" >&2' ERR
+
 die() { # die WHAT [WHAT TO DO]
     printf 'Error: %s\n' "$1" >&2
     [ -z "${2:-}" ] || printf '  %s\n' "$2" >&2
@@ -17,6 +21,7 @@ step() { # step TEXT COMMAND...: runs COMMAND in a subshell that ends at its fir
     printf '\n### %s: %s\n' "$text" "$*" >>"$log"
     set +e
     (
+        trap - ERR
         set -e
         "$@"
     ) >>"$log" 2>&1 </dev/null 9>&- # descriptor 9 is the lock: no VM may inherit it

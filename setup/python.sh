@@ -13,15 +13,16 @@ require_python() {
 }
 
 prepare_python_environment() {
-    local index bundle=/etc/ssl/certs/ca-certificates.crt
+    local index pip_settings bundle=/etc/ssl/certs/ca-certificates.crt
     unset VIRTUAL_ENV PYTHONPATH PYTHONHOME
+    pip_settings=$(cat /etc/pip.conf ~/.pip/pip.conf ~/.config/pip/pip.conf 2>/dev/null || true)
     # A certificate authority of this site is in the system's store, which neither pip nor uv reads by itself.
-    if [ -z "${PIP_CERT:-}" ] && [ -f "$bundle" ] && ! grep -qsE '^ *cert *=' /etc/pip.conf ~/.pip/pip.conf ~/.config/pip/pip.conf; then
+    if [ -z "${PIP_CERT:-}" ] && [ -f "$bundle" ] && ! grep -q '^ *cert *=' <<<"$pip_settings"; then
         export PIP_CERT=$bundle
     fi
     export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-1} UV_PYTHON=$python UV_NO_PROGRESS=1 PIP_DISABLE_PIP_VERSION_CHECK=1
     export UV_LINK_MODE=${UV_LINK_MODE:-copy}
-    index=${PIP_INDEX_URL:-$(sed -n 's/^ *index-url *= *//p' /etc/pip.conf ~/.pip/pip.conf ~/.config/pip/pip.conf 2>/dev/null | tail -n 1)}
+    index=${PIP_INDEX_URL:-$(sed -n 's/^ *index-url *= *//p' <<<"$pip_settings" | tail -n 1)}
     if [ -n "$index" ]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}; fi
 }
 
