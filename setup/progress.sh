@@ -5,8 +5,11 @@
 log=${log:-/dev/null}
 
 # A command that fails outside a step must not end the script without a word.
+report_error() {
+    printf 'Error: %s line %s: status %s\n' "${BASH_SOURCE[1]##*/}" "${BASH_LINENO[0]}" "$1" >&2
+}
 set -E
-trap 'printf "Error: %s line %s: status %s\n" "${BASH_SOURCE[0]##*/}" "$LINENO" "$?" >&2' ERR
+trap 'report_error $?' ERR
 
 die() { # die WHAT [WHAT TO DO]
     printf 'Error: %s\n' "$1" >&2
@@ -20,12 +23,13 @@ step() { # step TEXT COMMAND...: runs COMMAND in a subshell that ends at its fir
     printf -- '- %-58s' "$text"
     printf '\n### %s: %s\n' "$text" "$*" >>"$log"
     set +e
+    trap - ERR
     (
-        trap - ERR
         set -e
         "$@"
     ) >>"$log" 2>&1 </dev/null 9>&- # descriptor 9 is the lock: no VM may inherit it
     status=$?
+    trap 'report_error $?' ERR
     set -e
     if [ "$status" -ne 0 ]; then
         printf ' failed\n'
