@@ -1,0 +1,162 @@
+"""`vm create`, `vm run` and `vm debug`: from flags to a VMSpec."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cocoon.cli.context import Context
+from cocoon.cli.grammar import Call, Command, Option, see_help
+from cocoon.cli.options import HYPERVISORS, OUTPUT, checked_reference
+from cocoon.cli.output import say, write_json, write_line
+from cocoon.engine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_BYTES, DEFAULT_STORAGE_BYTES, check_spec
+from cocoon.errors import InvalidSpec
+from cocoon.model.vm import VMRecord, VMSpec
+
+
+def _create(context: Context, call: Call) -> int:
+    spec = read_spec(call, context)
+    vm = context.engine().create_vm(spec)
+    _show(context, vm)
+    if not context.json:
+        say(f"created {vm.spec.name}; start it with: cocoon vm start {vm.spec.name}")
+    return 0
+
+
+def _run(context: Context, call: Call) -> int:
+    interactive = call.is_on("interactive") or call.is_on("tty")
+    detached = call.is_on("detach")
+    foreground = call.is_on("foreground")
+    if detached and (interactive or foreground):
+        raise InvalidSpec("--detach cannot go with -i, -t or --foreground", hint=see_help(call.command))
+    if context.json and (interactive or foreground):
+        raise InvalidSpec("--output json cannot go with -i, -t or --foreground", hint=see_help(call.command))
+    attached = interactive or (call.is_on("rm") and not detached and not foreground and not context.json)
+    spec = read_spec(call, context)
+    engine = context.engine()
+    if attached or foreground:
+        from cocoon.cli.attached import run_attached, run_foreground
+
+        return run_attached(engine, spec, call) if attached else run_foreground(engine, spec)
+    vm = engine.run_vm(spec)
+    _show(context, vm)
+    if not context.json:
+        say(f"started {vm.spec.name}; its console: cocoon vm console {vm.spec.name}")
+    return 0
+
+
+def _debug(context: Context, call: Call) -> int:
+    lines = list(context.engine().debug_vm(read_spec(call, context)))
+    if context.json:
+        write_json({"commands": lines})
+    else:
+        # Not escaped: what is pasted must be what would run. The engine quotes for the shell.
+        sys.stdout.write("\n".join([*lines, ""]))
+    return 0
+
+
+def _show(context: Context, vm: VMRecord) -> None:
+    if context.json:
+        write_json(context.engine().inspect_vm(vm.id))
+    else:
+        write_line(vm.id)
+
+
+def read_spec(call: Call, context: Context) -> VMSpec:
+    """What the flags and words ask for. Raises InvalidSpec for what no host could run."""
+    image, *command = call.words
+    spec = VMSpec(
+        name=call.text("name"),
+        image=checked_reference(image),
+        cpus=_cpus(call),
+        memory_bytes=call.size("memory", DEFAULT_MEMORY_BYTES),
+        storage_bytes=call.size("storage", DEFAULT_STORAGE_BYTES),
+        nics=call.number("nics", 1),
+        hypervisor=_hypervisor(call, context),
+        hugepages=call.is_on("hugepages"),
+        insecure=call.is_on("insecure"),
+        kernel=call.text("kernel"),
+        command=tuple(command),
+        foreground=call.is_on("foreground"),
+        remove_on_exit=call.is_on("rm"),
+    )
+    if call.has("name") and not spec.name:
+        raise InvalidSpec("--name is empty", hint="leave it out to have one made from the image's name")
+    check_spec(spec)
+    return spec
+
+
+def _cpus(call: Call) -> int:
+    available = os.cpu_count() or 1
+    cpus = call.number("cpu", min(DEFAULT_CPUS, available))
+    if cpus > available:
+        raise InvalidSpec(f"--cpu {cpus} is more than this host has ({available})", hint=f"use --cpu {available}")
+    return cpus
+
+
+def _hypervisor(call: Call, context: Context) -> str:
+    if not call.is_on("fc"):
+        return call.text("hypervisor", context.config.hypervisor)
+    if call.text("hypervisor", "firecracker") != "firecracker":
+        raise InvalidSpec("--fc is short for --hypervisor firecracker", hint="give only one of the two")
+    return "firecracker"
+
+
+_SPEC_OPTIONS = (
+    Option(name="name", value="NAME", help="Name of the VM; made from the image's when not given"),
+    Option(name="cpu", value="N", default="2", help="Virtual CPUs"),
+    Option(name="memory", short="m", value="SIZE", default="1G", help="Memory, at least 64M"),
+    Option(name="storage", value="SIZE", default="10G", help="Writable root disk, at least 64M"),
+    Option(name="nics", value="N", default="1", help="Network interfaces; 0 for none"),
+    Option(
+        name="hypervisor", value="NAME", default="auto", choices=HYPERVISORS,
+        help="VMM to use; auto takes the best that this host can run",
+    ),
+    Option(name="fc", help="Short for --hypervisor firecracker"),
+    Option(name="kernel", value="KERNEL", completes="kernel", help="Kernel for an image that brings none"),
+    Option(name="hugepages", help="Back the memory with huge pages"),
+    Option(name="insecure", help="Start even where a required protection is not to be had"),
+)  # fmt: skip
+_RM = Option(name="rm", help="Remove the VM when it ends")
+_RUN_OPTIONS = (
+    Option(name="interactive", short="i", help="Attach to the console"),
+    Option(name="tty", short="t", help="Attach to the console"),
+    Option(name="detach", short="d", help="Do not attach, not even with --rm"),
+    Option(name="foreground", help="Stay until the VM ends; ending this command ends the VM"),
+    _RM,
+)
+_DETAILS = (
+    "IMAGE is a reference to a registry (debian:13, ghcr.io/owner/app:1.2, localhost:5000/app), an imported name or "
+    "an id; it is pulled when it is not here. COMMAND replaces the image's own command; options must stand before it."
+)
+
+COMMANDS = {
+    command.path: command
+    for command in (
+        Command(
+            path="vm create", summary="Prepare a VM without starting it", run=_create, usage="IMAGE [COMMAND...]",
+            least=1, most=None, tail_after=1, options=(*_SPEC_OPTIONS, _RM, OUTPUT), completes="image",
+            details=_DETAILS,
+            examples=("cocoon vm create --name db --memory 2G --storage 20G debian:13", "cocoon vm start db"),
+        ),
+        Command(
+            path="vm run", summary="Create a VM and start it", run=_run, usage="IMAGE [COMMAND...]",
+            least=1, most=None, tail_after=1, options=(*_SPEC_OPTIONS, *_RUN_OPTIONS, OUTPUT), completes="image",
+            details=_DETAILS + "\nWith --rm alone the console is shown until the VM ends. Leave a console with ^] and "
+            "a dot; the VM goes on.",
+            examples=(
+                "cocoon run debian:13",
+                "cocoon run -it --rm debian:13 bash",
+                "cocoon run --rm --nics 0 --memory 256M busybox uname -a",
+            ),
+        ),
+        Command(
+            path="vm debug", summary="Print the commands that a start would run", run=_debug,
+            usage="IMAGE [COMMAND...]", least=1, most=None, tail_after=1, options=(*_SPEC_OPTIONS, OUTPUT),
+            completes="image",
+            details="Nothing is made or started. The lines can be pasted into a root shell; values that are only "
+            "known when they happen are shell variables.",
+            examples=("cocoon vm debug --cpu 1 --memory 512M debian:13",),
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,102 @@
+"""The commands that must answer at once: `version`, `completion`, `__complete` and a plain `vm list`.
+
+They are recognised by hand, and only when every argument and every `COCOON_` variable is understood; whatever is not
+goes the long way, which knows all options and says what is wrong with them. A test holds the list of modules that
+each of them may import.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+DEFAULT_ROOT = "/var/lib/cocoon"
+# Settings that change neither what is listed nor where it is read from; any other one goes the long way.
+HARMLESS_VARIABLES = frozenset({"COCOON_ROOT_DIR", "COCOON_RUN_DIR", "COCOON_LOG_DIR", "COCOON_DNS"})
+LIST_WORDS = (["vm", "list"], ["vm", "ls"], ["vm", "ps"], ["ps"])
+COMPLETIONS = os.path.join(os.path.dirname(__file__), "completions")
+SHELLS = {"bash": "cocoon.bash", "zsh": "_cocoon", "fish": "cocoon.fish"}
+
+
+def run_fast(arguments: list[str]) -> int | None:
+    """The exit status, or None when this is not one of the fast commands (nothing has been printed then)."""
+    if arguments[:1] == ["__complete"]:
+        return _complete(arguments[1:])
+    if arguments == ["version"] or arguments == ["--version"]:
+        return _version()
+    if len(arguments) == 2 and arguments[0] == "completion" and arguments[1] in SHELLS:
+        return _completion(arguments[1])
+    return _list(arguments)
+
+
+def _version() -> int:
+    from cocoon import __version__
+
+    machine = os.uname()
+    python = ".".join(map(str, sys.version_info[:3]))
+    print(f"cocoon {__version__} (Python {python}, {machine.sysname.lower()} {machine.machine})")
+    return 0
+
+
+def _completion(shell: str) -> int:
+    with open(os.path.join(COMPLETIONS, SHELLS[shell]), encoding="utf-8") as file:
+        sys.stdout.write(file.read())
+    return 0
+
+
+def _complete(arguments: list[str]) -> int:
+    """`__complete vm|image|kernel [--root-dir DIR]`: the names, one a line. Silent whatever happens."""
+    root = root_dir(arguments[1:])
+    if arguments and root is not None:
+        from cocoon.cli.rows import read_names
+
+        for name in read_names(root, arguments[0]):
+            print(name)
+    return 0
+
+
+def root_dir(arguments: list[str]) -> str | None:
+    """The state directory that plain arguments and the environment name, or None when only the long way can tell."""
+    root = os.environ.get("COCOON_ROOT_DIR") or DEFAULT_ROOT
+    for index, argument in enumerate(arguments):
+        if argument == "--root-dir" and index + 1 < len(arguments):
+            root = arguments[index + 1]
+        elif argument.startswith("--root-dir="):
+            root = argument[11:]
+        elif argument.startswith("--config"):
+            return None
+    return root if root.startswith("/") and root.isprintable() else None
+
+
+def _list(arguments: list[str]) -> int | None:
+    """`vm list` with nothing but `-o json|table`, `-q` and the three directories."""
+    words: list[str] = []
+    shape = "table"
+    waiting = ""
+    for argument in arguments:
+        if waiting:
+            shape, waiting = (argument if waiting == "-o" else shape), ""
+        elif argument in ("-o", "--output"):
+            waiting = "-o"
+        elif argument in ("--root-dir", "--run-dir", "--log-dir"):
+            waiting = argument
+        elif argument in ("-ojson", "--output=json"):
+            shape = "json"
+        elif argument in ("-q", "--quiet"):
+            shape = "ids"
+        elif not argument.startswith("-"):
+            words.append(argument)
+        elif not argument.startswith(("--root-dir=", "--run-dir=", "--log-dir=")):
+            return None
+    if words not in LIST_WORDS or waiting or shape not in ("table", "json", "ids"):
+        return None
+    if any(name.startswith("COCOON_") and name not in HARMLESS_VARIABLES for name in os.environ):
+        return None
+    root = root_dir(arguments)
+    if root is None:
+        return None
+    from cocoon.cli.listing import write_list
+    from cocoon.cli.rows import read_rows
+
+    rows = read_rows(root)
+    return None if rows is None else write_list(rows, shape)

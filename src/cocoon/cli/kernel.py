@@ -1,0 +1,7 @@
+"""`kernel list`, `add`, `rm` and `default`."""
+
+from __future__ import annotations
+
+from cocoon.cli.grammar import Command
+
+COMMANDS: dict[str, Command] = {}
