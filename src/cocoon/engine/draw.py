@@ -1,13 +1,140 @@
-"""From a request to a VM record and its plans: pure, but for what the caller reads from the store beforehand.
-
-    create  = disks                              undo: the VM was never there
-    start   = run directory, network, cgroup, capsule and VMM
-    run     = create + start in one plan, so that an interrupted `run` leaves nothing
-    stop    = ask the guest, wait, end the VMM, take the cgroup away      finished, never undone
-    remove  = (stop by force) + network, files                            finished, never undone
-"""
+"""From a request to a VM record: pure. What the store must decide (name, uid, addresses) is handed in."""
 
 from __future__ import annotations
 
-from cocoon.guest.bootconfig import render_boot_config
-from cocoon.guest.cmdline import render_cmdline
+from cocoon.guest.bootconfig import CONFIG_SERIAL, BootConfig, GuestNIC, guest_arguments, render_boot_config
+from cocoon.guest.cmdline import (
+    COW_SERIAL,
+    CommandLineFacts,
+    disk_device,
+    layer_serial,
+    render_engine_cmdline,
+    render_image_cmdline,
+    render_network,
+)
+from cocoon.hypervisors.hypervisor import Hypervisor
+from cocoon.model.host import Capability, HostFacts
+from cocoon.model.image import Image
+from cocoon.model.kernel import Kernel
+from cocoon.model.vm import NIC, DirectBoot, Disk, DiskRole, PassedOver, VMRecord, VMSpec, VMState
+from cocoon.paths import Paths
+from cocoon.value import Value
+
+
+class Request(Value):
+    """A VM that is wanted, with everything that was found out before the store was asked.
+
+    `kernel` is None when the image carries its own. `hypervisor_version` is the binary's own words.
+    """
+
+    vm_id: str
+    spec: VMSpec
+    image: Image
+    kernel: Kernel | None
+    hypervisor: str
+    hypervisor_version: str
+    passed_over: tuple[PassedOver, ...]
+    dns: tuple[str, ...]
+    created_at: float
+
+
+class Allotment(Value):
+    """What the store decided for one VM, in the transaction that makes it."""
+
+    name: str
+    uid: int
+    nics: tuple[NIC, ...]
+
+
+def draw_record(
+    request: Request, allotment: Allotment, *, backend: Hypervisor, facts: HostFacts, paths: Paths
+) -> VMRecord:
+    """The record of a VM about to be created. Raises InvalidSpec when its kernel command line would be too long."""
+    disks = draw_disks(request, paths)
+    return VMRecord(
+        id=request.vm_id,
+        spec=request.spec.replace(name=allotment.name),
+        state=VMState.CREATING,
+        hypervisor=request.hypervisor,
+        hypervisor_version=request.hypervisor_version,
+        passed_over=request.passed_over,
+        image_digest=request.image.id,
+        boot=_draw_boot(request),
+        kernel_cmdline=_draw_cmdline(request, allotment, backend=backend, facts=facts),
+        disks=disks,
+        nics=allotment.nics,
+        uid=allotment.uid,
+        processes=None,
+        protections=(),
+        created_at=request.created_at,
+        updated_at=request.created_at,
+        started_at=0.0,
+        stopped_at=0.0,
+        first_booted=False,
+        exit_reason="",
+        revision=0,
+    )
+
+
+def draw_disks(request: Request, paths: Paths) -> tuple[Disk, ...]:
+    """The disks in device order: layers from the bottom, the COW disk, and for our own initramfs its configuration."""
+    own = paths.vm(request.vm_id)
+    disks = [
+        Disk(path=paths.blob(layer.blob), role=DiskRole.LAYER, serial=layer_serial(index), read_only=True)
+        for index, layer in enumerate(request.image.layers)
+    ]
+    disks.append(Disk(path=own.cow, role=DiskRole.COW, serial=COW_SERIAL, read_only=False))
+    if request.kernel is not None:
+        disks.append(Disk(path=own.config_disk, role=DiskRole.CONFIG, serial=CONFIG_SERIAL, read_only=True))
+    return tuple(disks)
+
+
+def draw_boot_config(request: Request, allotment: Allotment, backend: Hypervisor) -> bytes:
+    """The content of the configuration disk of a VM that boots our own initramfs."""
+    config = request.image.config
+    layers, cow, _ = _disk_references(request, backend)
+    return render_boot_config(
+        BootConfig(
+            layers=layers,
+            cow=cow,
+            hostname=allotment.name,
+            arguments=guest_arguments(config, request.spec.command),
+            environment=config.environment,
+            user=config.user,
+            working_dir=config.working_dir,
+            stop_signal=config.stop_signal,
+            nics=tuple(
+                GuestNIC(mac=nic.mac, address=nic.address, prefix=nic.prefix, gateway=nic.gateway)
+                for nic in allotment.nics
+            ),
+            dns=request.dns if allotment.nics else (),
+            reboots=Capability.ACPI_SHUTDOWN not in backend.capabilities,
+        )
+    )
+
+
+def _draw_boot(request: Request) -> DirectBoot:
+    if request.kernel is not None:
+        kernel = request.kernel
+        return DirectBoot(kernel_path=kernel.kernel_path, initrd_path=kernel.initrd_path, kernel=kernel.name)
+    files = request.image.boot_files
+    assert files is not None, "an image without boot files is given a kernel of the engine's"
+    return DirectBoot(kernel_path=files.kernel_path, initrd_path=files.initrd_path, kernel="")
+
+
+def _draw_cmdline(request: Request, allotment: Allotment, *, backend: Hypervisor, facts: HostFacts) -> str:
+    layers, cow, config = _disk_references(request, backend)
+    words = CommandLineFacts(console=backend.console_device(facts.arch), emulated=not facts.kvm.usable)
+    if request.kernel is not None:
+        return render_engine_cmdline(words, config_disk=config)
+    network = render_network(allotment.nics, hostname=allotment.name, dns=request.dns)
+    return render_image_cmdline(words, layers=layers, cow=cow, hostname=allotment.name, network=network)
+
+
+def _disk_references(request: Request, backend: Hypervisor) -> tuple[tuple[str, ...], str, str]:
+    """How the guest finds its disks: layers top first, the COW disk, the configuration disk."""
+    count = len(request.image.layers)
+    if Capability.DISK_SERIALS in backend.capabilities:
+        return tuple(layer_serial(index) for index in reversed(range(count))), COW_SERIAL, CONFIG_SERIAL
+    layers = tuple(disk_device(index) for index in reversed(range(count)))
+    return layers, disk_device(count), disk_device(count + 1)

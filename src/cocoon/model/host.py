@@ -32,12 +32,14 @@ class KVMFacts(Value):
 class BinaryFacts(Value):
     """A VMM's executable: absolute path, version text, and what its capsule must bind read-only (libraries, loader,
     modules, firmware), all absolute host paths that appear under the same path inside. Empty path: not found,
-    `reason` says why."""
+    `reason` says why. `machine` is the versioned machine type that the VMM's default one stands for, where it has such
+    (QEMU: `pc-q35-7.2`), so that a snapshot names the machine that it was made on."""
 
     path: str
     version: str
     closure: tuple[str, ...]
     reason: str
+    machine: str = ""
 
 
 class CgroupFacts(Value):

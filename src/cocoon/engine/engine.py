@@ -1,0 +1,139 @@
+"""The engine: a configuration, the store behind it, and the verbs.
+
+    engine = Engine(config)
+    vm = engine.run_vm(spec)
+    engine.stop_vm(vm.id)
+
+Opening is cheap and happens at the first use. Every verb first finishes or undoes what dead commands left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cocoon.config import Config
+from cocoon.errors import NotFound
+from cocoon.paths import Paths, VMPaths
+
+if TYPE_CHECKING:
+    from cocoon.model.image import Image
+    from cocoon.model.vm import VMRecord, VMSpec
+    from cocoon.plan.world import World
+
+Report = Callable[[str], None]
+
+
+def _silent(text: str) -> None:
+    """The report of somebody who does not want to know."""
+
+
+class Engine:
+    """All verbs over one root directory. Not for several threads at once; make one Engine per thread."""
+
+    def __init__(self, config: Config, report: Report = _silent) -> None:
+        self.config = config
+        self.paths: Paths = config.paths()
+        self._report = report
+        self._world: World | None = None
+
+    def world(self) -> World:
+        """The open store with its surroundings, after recovery of what dead commands left.
+
+        Raises Corrupt, Unsupported (a store of a newer version) or HostFault.
+        """
+        if self._world is None:
+            from cocoon.plan.recover import recover
+            from cocoon.plan.world import World
+            from cocoon.store.store import Store
+
+            world = World(store=Store.open(self.paths, create=True), config=self.config, report=self._report)
+            for line in recover(world):
+                self._report(line)
+            self._world = world
+        return self._world
+
+    def find_vm(self, ref: str) -> VMRecord:
+        """The VM with this id, name or unique id prefix, in its true state. Raises NotFound, Ambiguous."""
+        from cocoon.engine.reconcile import reconcile_vm
+
+        world = self.world()
+        with world.store.read() as reader:
+            vm = reader.find_vm(ref)
+        return reconcile_vm(world, vm)
+
+    def vms(self) -> list[VMRecord]:
+        """Every VM in its true state, oldest first; those with `--rm` that have ended are removed on the way."""
+        from cocoon.engine.reconcile import reconcile
+
+        return reconcile(self.world())
+
+    def vm_paths(self, ref: str) -> VMPaths:
+        """Where the VM's sockets and logs are."""
+        return self.paths.vm(self.find_vm(ref).id)
+
+    def create_vm(self, spec: VMSpec) -> VMRecord:
+        """A prepared VM; the image is pulled when it is absent. Raises what `engine.run.prepare` raises."""
+        from cocoon.engine.run import create_vm
+
+        return create_vm(self.world(), spec, self.find_or_pull_image(spec.image))
+
+    def run_vm(self, spec: VMSpec) -> VMRecord:
+        """A new VM, running; the image is pulled when it is absent."""
+        from cocoon.engine.run import run_vm
+
+        return run_vm(self.world(), spec, self.find_or_pull_image(spec.image))
+
+    def start_vm(self, ref: str) -> VMRecord:
+        """Starts a VM that does not run."""
+        from cocoon.engine.lifecycle import start_vm
+
+        return start_vm(self.world(), self.find_vm(ref))
+
+    def stop_vm(self, ref: str, *, force: bool = False, timeout_s: float | None = None) -> VMRecord:
+        """Stops a VM; without `timeout_s` the guest has the configured time."""
+        from cocoon.engine.lifecycle import stop_vm
+
+        timeout_s = float(self.config.stop_timeout_s) if timeout_s is None else timeout_s
+        return stop_vm(self.world(), self.find_vm(ref), force=force, timeout_s=timeout_s)
+
+    def remove_vm(self, ref: str, *, force: bool = False) -> VMRecord:
+        """Removes a VM; returns what it was."""
+        from cocoon.engine.lifecycle import remove_vm
+
+        vm = self.find_vm(ref)
+        remove_vm(self.world(), vm, force=force)
+        return vm
+
+    def wait_vm(self, ref: str) -> VMRecord:
+        """Waits until the VM's processes have ended, and returns what became of it; nothing polls."""
+        from cocoon.engine.reconcile import reconcile_vm, wait_end
+
+        world = self.world()
+        vm = self.find_vm(ref)
+        wait_end(vm)
+        return reconcile_vm(world, vm)
+
+    def inspect_vm(self, ref: str) -> dict[str, object]:
+        """Everything about a VM, in JSON's types."""
+        from cocoon.engine.inspect import inspect_vm
+
+        return inspect_vm(self.world(), self.find_vm(ref))
+
+    def debug_vm(self, spec: VMSpec) -> list[str]:
+        """The plan of `run` as shell lines; nothing is made."""
+        from cocoon.engine.debug import debug_vm
+
+        return debug_vm(self.world(), spec, self.find_or_pull_image(spec.image))
+
+    def find_or_pull_image(self, ref: str) -> Image:
+        """The image of this name, digest or id prefix; pulled from its registry when it is not here."""
+        from cocoon.engine.image import pull_image
+
+        world = self.world()
+        try:
+            with world.store.read() as reader:
+                return reader.find_image(ref)
+        except NotFound:
+            self._report(f"image {ref} is not here: pulling it")
+            return pull_image(world, ref)

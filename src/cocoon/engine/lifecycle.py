@@ -1,0 +1,162 @@
+"""start, stop and remove: the plans of a VM that exists.
+
+Each holds the VM's lock from before it looks at the state until its last commit, so that of two commands on one VM one
+works and the other says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from cocoon.engine.reconcile import reconcile_vm
+from cocoon.engine.stopping import END_GRACE_S, AskGuest, EndVMM, WaitForEnd
+from cocoon.errors import InvalidState
+from cocoon.host import facts as host_facts
+from cocoon.host.locks import try_lock
+from cocoon.hypervisors import discovery
+from cocoon.model.vm import VMRecord, VMState
+from cocoon.network.steps import MakeNetns, MakeTap, RemoveNetns
+from cocoon.plan.execute import execute
+from cocoon.plan.plan import Plan
+from cocoon.plan.rows import DeleteVM, MarkRunning, SetVMState
+from cocoon.plan.steps import MakeCgroup, RemoveCgroup, RemoveTree
+
+if TYPE_CHECKING:
+    from cocoon.hypervisors.hypervisor import Hypervisor
+    from cocoon.model.host import HostFacts
+    from cocoon.paths import VMPaths
+    from cocoon.plan.step import Step
+    from cocoon.plan.world import World
+    from cocoon.store.store import Transaction
+
+STARTABLE = (VMState.CREATED, VMState.STOPPED, VMState.ERROR)
+
+
+@contextmanager
+def locked_vm(world: World, vm: VMRecord) -> Iterator[VMRecord]:
+    """Holds the VM's lock and yields its record as it truly is now.
+
+    Raises InvalidState when another command holds the lock, or the VM has gone meanwhile.
+    """
+    paths = world.paths.vm(vm.id)
+    # After a reboot the run directory may be a new tmpfs.
+    os.makedirs(paths.run_dir, mode=0o700, exist_ok=True)
+    lock = try_lock(paths.vm_lock)
+    if lock is None:
+        raise InvalidState(f"another command is at work on VM {vm.spec.name}", hint="wait for it, then try again")
+    with lock:
+        with world.store.read() as reader:
+            now = reader.vm(vm.id)
+        if now is None:
+            raise InvalidState(f"VM {vm.spec.name} was removed meanwhile")
+        yield reconcile_vm(world, now)
+
+
+def plan_start_steps(vm: VMRecord, paths: VMPaths, backend: Hypervisor, facts: HostFacts) -> tuple[Step, ...]:
+    """From a prepared VM to a running VMM: network, cgroup, capsule."""
+    steps: list[Step] = []
+    if vm.nics:
+        steps.append(MakeNetns(name=vm.nics[0].netns))
+    for nic in vm.nics:
+        # One namespace, one way back to the engine's side: only the first TAP carries the gateway's address.
+        address = nic.gateway if nic.index == 0 else ""
+        steps.append(MakeTap(netns=nic.netns, name=nic.tap, uid=vm.uid, address=address, prefix=nic.prefix))
+    steps.append(MakeCgroup.for_vm(vm, facts.cgroups))
+    return (*steps, *backend.plan_launch(vm, paths, facts))
+
+
+def start_vm(world: World, vm: VMRecord) -> VMRecord:
+    """Starts a VM that is CREATED, STOPPED or in ERROR; one that runs already is left alone.
+
+    Raises InvalidState in any other state, and what the VMM says when it cannot start; the VM is then in ERROR.
+    """
+    with locked_vm(world, vm) as now:
+        if now.state is VMState.RUNNING:
+            return now
+        if now.state not in STARTABLE:
+            raise InvalidState(f"VM {now.spec.name} is {now.state} and cannot be started")
+        facts = host_facts.gather(world.config, world.paths)
+        backend = discovery.load(now.hypervisor)
+        steps = plan_start_steps(now, world.paths.vm(now.id), backend, facts)
+        plan = Plan(
+            kind="vm.start",
+            vm_id=now.id,
+            steps=steps,
+            recovery="undo",
+            on_success=(MarkRunning(vm_id=now.id),),
+            on_undo=(SetVMState(vm_id=now.id, state=VMState.ERROR, exit_reason="the last start failed"),),
+        )
+        execute(world, _begin(now, VMState.STARTING, plan))
+        return _read_again(world, now)
+
+
+def stop_vm(world: World, vm: VMRecord, *, force: bool, timeout_s: float) -> VMRecord:
+    """Stops a running VM: the guest is asked and waited for (not with `force`), then the VMM is ended.
+
+    A VM that does not run is left alone. Raises InvalidState when another command is at work on it.
+    """
+    with locked_vm(world, vm) as now:
+        if now.state is not VMState.RUNNING:
+            return now
+        plan = Plan(
+            kind="vm.stop",
+            vm_id=now.id,
+            steps=plan_end_steps(now, timeout_s=0.0 if force else timeout_s),
+            recovery="finish",
+            on_success=(SetVMState(vm_id=now.id, state=VMState.STOPPED, exit_reason="stopped"),),
+            on_undo=(SetVMState(vm_id=now.id, state=VMState.ERROR, exit_reason="the last stop failed"),),
+        )
+        execute(world, _begin(now, VMState.STOPPING, plan))
+        return _read_again(world, now)
+
+
+def remove_vm(world: World, vm: VMRecord, *, force: bool) -> None:
+    """Removes a VM with everything that it has. A running one only with `force`, else InvalidState."""
+    with locked_vm(world, vm) as now:
+        if now.state is VMState.RUNNING and not force:
+            raise InvalidState(f"VM {now.spec.name} is running", hint=f"stop it first, or: cocoon vm rm --force {now.spec.name}")
+        own = world.paths.vm(now.id)
+        steps: list[Step] = list(plan_end_steps(now, timeout_s=0.0))
+        if now.nics:
+            steps.append(RemoveNetns(name=now.nics[0].netns))
+        steps += [RemoveTree(path=path) for path in (own.disk_dir, own.log_dir, own.run_dir)]
+        plan = Plan(
+            kind="vm.rm",
+            vm_id=now.id,
+            steps=tuple(steps),
+            recovery="finish",
+            on_success=(DeleteVM(vm_id=now.id),),
+            on_undo=(SetVMState(vm_id=now.id, state=VMState.ERROR, exit_reason="the last removal failed"),),
+        )
+        execute(world, _begin(now, VMState.REMOVING, plan))
+
+
+def plan_end_steps(vm: VMRecord, *, timeout_s: float) -> tuple[Step, ...]:
+    """From running to nothing left of the VMM; with `timeout_s` 0 the guest is not asked."""
+    steps: list[Step] = []
+    if vm.processes is not None:
+        if timeout_s > 0:
+            steps.append(AskGuest(vm_id=vm.id, uid=vm.uid, processes=vm.processes, hypervisor=vm.hypervisor))
+            steps.append(WaitForEnd(processes=vm.processes, timeout_s=timeout_s))
+        steps.append(EndVMM(vm_id=vm.id, processes=vm.processes, grace_s=END_GRACE_S))
+    steps.append(RemoveCgroup(vm_id=vm.id))
+    return tuple(steps)
+
+
+def _begin(vm: VMRecord, state: VMState, plan: Plan) -> Callable[[Transaction], Plan]:
+    """Marks the VM as being worked on, in the transaction that records the plan."""
+
+    def draw(transaction: Transaction) -> Plan:
+        transaction.put_vm(vm.replace(state=state))
+        return plan
+
+    return draw
+
+
+def _read_again(world: World, vm: VMRecord) -> VMRecord:
+    with world.store.read() as reader:
+        now = reader.vm(vm.id)
+    return now or vm

@@ -1,0 +1,179 @@
+"""create and run: from a request to a prepared, or running, VM.
+
+    facts, image, backend ── refused here, before anything exists
+    one transaction          name, uid, addresses, pins, row in state CREATING, operation with the whole plan
+    effects                  disks [, network, cgroup, capsule, VMM]
+    one transaction          CREATED [RUNNING]
+
+`run` is one plan: whatever stops it, the VM was never there.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from cocoon.engine.draw import Allotment, Request, draw_boot_config, draw_record
+from cocoon.engine.lifecycle import plan_start_steps
+from cocoon.engine.spec import check_spec, derive_name, make_id
+from cocoon.errors import AlreadyExists, InvalidSpec, NotFound
+from cocoon.host import facts as host_facts
+from cocoon.hypervisors import discovery
+from cocoon.model.vm import DiskRole, VMRecord, VMSpec, VMState
+from cocoon.network.addressing import DEFAULT_NETWORK, make_nic
+from cocoon.paths import Paths
+from cocoon.plan.execute import execute
+from cocoon.plan.plan import Plan
+from cocoon.plan.rows import DeleteVM, MarkRunning, SetVMState
+from cocoon.plan.steps import MakeDirectory, MakeSparseDisk, WriteFile
+
+if TYPE_CHECKING:
+    from cocoon.hypervisors.hypervisor import Hypervisor
+    from cocoon.model.host import HostFacts
+    from cocoon.model.image import Image
+    from cocoon.model.kernel import Kernel
+    from cocoon.plan.step import Step
+    from cocoon.plan.world import World
+    from cocoon.store.store import Transaction
+
+
+class Prepared:
+    """A request with the backend and the facts that it was checked against."""
+
+    def __init__(self, request: Request, backend: Hypervisor, facts: HostFacts) -> None:
+        self.request = request
+        self.backend = backend
+        self.facts = facts
+
+
+def prepare(world: World, spec: VMSpec, image: Image) -> Prepared:
+    """Checks everything that can be checked without making anything.
+
+    Raises InvalidSpec, Unsupported, NotFound (no kernel for an image without one), AlreadyExists (the name).
+    """
+    check_spec(spec)
+    facts = host_facts.gather(world.config, world.paths)
+    if spec.cpus > facts.cpus:
+        raise InvalidSpec(f"--cpu {spec.cpus} is more than this host's {facts.cpus}")
+    backend, passed_over = discovery.choose(spec, image, facts)
+    with world.store.read() as reader:
+        if spec.name and (other := reader.vm_by_name(spec.name)):
+            raise AlreadyExists(f"VM name {spec.name} is taken (by {other.id[:8]})", hint="choose another --name")
+    request = Request(
+        vm_id=make_id(),
+        spec=spec,
+        image=image,
+        kernel=find_kernel(world, spec, image),
+        hypervisor=backend.name,
+        hypervisor_version=facts.binaries[backend.name].version,
+        passed_over=passed_over,
+        dns=tuple(server for server in world.config.dns.replace(";", ",").replace(" ", "").split(",") if server),
+        created_at=time.time(),
+    )
+    return Prepared(request, backend, facts)
+
+
+def find_kernel(world: World, spec: VMSpec, image: Image) -> Kernel | None:
+    """The engine's kernel for this VM, or None when the image boots its own.
+
+    Raises NotFound when a plain image is to boot and no kernel is there, or not the one that was asked for.
+    """
+    if image.boot_files is not None and not spec.kernel:
+        return None
+    with world.store.read() as reader:
+        wanted = spec.kernel or world.config.default_kernel
+        kernel = reader.find_kernel(wanted) if wanted else reader.default_kernel()
+    if kernel is None:
+        raise NotFound(
+            f"image {image.name} brings no kernel and the engine has none",
+            hint="add one: cocoon kernel add NAME --deb linux-image-....deb",
+        )
+    return kernel
+
+
+def create_vm(world: World, spec: VMSpec, image: Image) -> VMRecord:
+    """A prepared VM in state CREATED. Raises what `prepare` raises, AlreadyExists, HostFault."""
+    return _make(world, prepare(world, spec, image), start=False)
+
+
+def run_vm(world: World, spec: VMSpec, image: Image) -> VMRecord:
+    """A new VM in state RUNNING. Raises what `create_vm` raises, and what the VMM says when it cannot start."""
+    return _make(world, prepare(world, spec, image), start=True)
+
+
+def _make(world: World, prepared: Prepared, *, start: bool) -> VMRecord:
+    request = prepared.request
+
+    def draw(transaction: Transaction) -> Plan:
+        vm, plan = draw_creation(transaction, prepared, world.paths, start=start)
+        transaction.put_vm(vm)
+        for layer in request.image.layers:
+            transaction.pin(layer.blob, "vm", vm.id)
+        return plan
+
+    execute(world, draw)
+    with world.store.read() as reader:
+        vm = reader.vm(request.vm_id)
+    assert vm is not None, "the commit that ended the plan wrote this row"
+    return vm
+
+
+def draw_creation(
+    transaction: Transaction, prepared: Prepared, paths: Paths, *, start: bool
+) -> tuple[VMRecord, Plan]:
+    """The record and the plan of a new VM, with what the store allots to it."""
+    allotment = _allot(transaction, prepared.request)
+    vm = draw_record(prepared.request, allotment, backend=prepared.backend, facts=prepared.facts, paths=paths)
+    steps = plan_disk_steps(vm, paths, draw_config(prepared, allotment))
+    if not start:
+        on_success = (SetVMState(vm_id=vm.id, state=VMState.CREATED),)
+        kind = "vm.create"
+    else:
+        steps = (*steps, *plan_start_steps(vm, paths.vm(vm.id), prepared.backend, prepared.facts))
+        on_success = (MarkRunning(vm_id=vm.id),)
+        kind = "vm.run"
+    plan = Plan(
+        kind=kind,
+        vm_id=vm.id,
+        steps=steps,
+        recovery="undo",
+        on_success=on_success,
+        on_undo=(DeleteVM(vm_id=vm.id),),
+    )
+    return vm, plan
+
+
+def draw_config(prepared: Prepared, allotment: Allotment) -> bytes:
+    """The configuration disk's content, or b"" for an image with its own kernel."""
+    if prepared.request.kernel is None:
+        return b""
+    return draw_boot_config(prepared.request, allotment, prepared.backend)
+
+
+def plan_disk_steps(vm: VMRecord, paths: Paths, boot_config: bytes) -> tuple[Step, ...]:
+    """The steps that make the VM's own directories and disks."""
+    own = paths.vm(vm.id)
+    steps: list[Step] = [
+        *(MakeDirectory(path=path) for path in (own.disk_dir, own.run_dir, own.log_dir)),
+        MakeSparseDisk(path=own.cow, size_bytes=vm.spec.storage_bytes, uid=vm.uid),
+    ]
+    if any(disk.role is DiskRole.CONFIG for disk in vm.disks):
+        steps.append(WriteFile.from_bytes(own.config_disk, boot_config, uid=vm.uid))
+    return tuple(steps)
+
+
+def _allot(transaction: Transaction, request: Request) -> Allotment:
+    """Name, uid and addresses, from the store."""
+    spec = request.spec
+    name = spec.name or derive_name(request.image.name, lambda name: transaction.vm_by_name(name) is not None)
+    uid = transaction.allocate_uid(config.uid_base, request.vm_id)
+    nics = tuple(
+        make_nic(
+            request.vm_id,
+            index,
+            subnet=config.subnet,
+            address=transaction.allocate_address(config.subnet, request.vm_id, index),
+        )
+        for index in range(spec.nics)
+    )
+    return Allotment(name=name, uid=uid, nics=nics)

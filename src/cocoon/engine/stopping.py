@@ -1,0 +1,111 @@
+"""The steps that bring a VM to its end. All are finished by the next command when theirs dies, none is undone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from cocoon.errors import CocoonError, Timeout
+from cocoon.host import process
+from cocoon.host.locks import is_locked
+from cocoon.model.vm import VMProcesses
+from cocoon.plan.step import Step
+from cocoon.value import Value
+
+if TYPE_CHECKING:
+    from cocoon.plan.world import World
+
+# What PID 1 in the capsule gives the VMM between SIGTERM and SIGKILL, and a little for itself.
+END_GRACE_S = 8.0
+ASK_TIMEOUT_S = 2.0
+
+
+class Ended(Value):
+    """Whether the VM's processes have ended by themselves."""
+
+    ended: bool
+
+
+class AskGuest(Step):
+    """Asks the guest to shut itself down, over the control channel and by the backend's own means.
+
+    A guest that does not listen is no failure: what follows in the plan ends it anyway.
+    """
+
+    step: ClassVar[str] = "ask-guest"
+    vm_id: str
+    uid: int
+    processes: VMProcesses
+    hypervisor: str
+
+    def describe(self) -> tuple[str, ...]:
+        return (f"# ask the guest of VM {self.vm_id} to shut down: `shutdown` on its control channel",)
+
+    def apply(self, world: World) -> Value | None:
+        from cocoon.guest.channel import ask_shutdown
+
+        try:
+            ask_shutdown(self.processes, self.uid, timeout_s=ASK_TIMEOUT_S)
+        except CocoonError as error:
+            world.report(f"the guest does not answer on its control channel ({error.message}): power button")
+            self._press_power_button(world)
+        return None
+
+    def undo(self, world: World) -> None:
+        """Nothing: a request cannot be taken back."""
+
+    def _press_power_button(self, world: World) -> None:
+        from cocoon.hypervisors import discovery
+
+        with world.store.read() as reader:
+            vm = reader.vm(self.vm_id)
+        if vm is None:
+            return
+        for step in discovery.load(self.hypervisor).plan_shutdown(vm):
+            try:
+                step.apply(world)
+            except CocoonError as error:
+                world.report(f"the VMM does not take the request to shut down: {error.message}")
+
+
+class WaitForEnd(Step):
+    """Waits at most `timeout_s` seconds until the VM has ended by itself; nothing polls."""
+
+    step: ClassVar[str] = "wait"
+    processes: VMProcesses
+    timeout_s: float
+
+    def describe(self) -> tuple[str, ...]:
+        pid = self.processes.supervisor.pid
+        return (f"timeout {self.timeout_s:g} tail --pid={pid} -f /dev/null",)
+
+    def apply(self, world: World) -> Value | None:
+        return Ended(ended=process.wait_gone(self.processes.supervisor, self.timeout_s))
+
+    def undo(self, world: World) -> None:
+        """Nothing was done."""
+
+
+class EndVMM(Step):
+    """Ends what is left: SIGTERM to the supervisor, which hands it to the VMM, then SIGKILL; then the alive lock is free."""
+
+    step: ClassVar[str] = "end"
+    vm_id: str
+    processes: VMProcesses
+    grace_s: float
+
+    def describe(self) -> tuple[str, ...]:
+        pid = self.processes.supervisor.pid
+        return (f"kill -TERM {pid}; sleep {self.grace_s:g}; kill -KILL {pid}",)
+
+    def apply(self, world: World) -> Value | None:
+        """Raises Timeout when a process hangs in the kernel."""
+        process.terminate(self.processes.supervisor, self.grace_s)
+        for ref in (self.processes.init, self.processes.vmm):
+            if ref is not None and not process.wait_gone(ref, END_GRACE_S):
+                raise Timeout(f"process {ref.pid} of VM {self.vm_id} does not die", hint="look at dmesg")
+        if is_locked(world.paths.vm(self.vm_id).alive_lock):
+            raise Timeout(f"something still holds the alive lock of VM {self.vm_id}", hint="look for it with lsof")
+        return None
+
+    def undo(self, world: World) -> None:
+        """Nothing: what was ended stays ended."""
