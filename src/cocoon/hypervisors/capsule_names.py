@@ -1,0 +1,55 @@
+"""What every VM of every backend sees in its capsule, and the limits that hold for every VMM in one."""
+
+from __future__ import annotations
+
+from cocoon.model.capsule import Bind, Device
+from cocoon.model.host import CgroupFacts
+from cocoon.model.vm import Disk, FirmwareBoot, VMRecord
+from cocoon.units import KIB, MIB
+
+KERNEL = "/vm/kernel"
+INITRD = "/vm/initrd"
+FIRMWARE = "/vm/firmware"
+RUN_DIR = "/vm/run"
+CONTROL_SOCKET = "/vm/run/control.sock"
+
+CGROUP_NAME = "cocoon"  # The group below each hierarchy that holds one group per VM.
+
+# Console and VMM log each: enough for weeks of a quiet guest, little enough for a thousand noisy ones.
+LOG_LIMIT_BYTES = 16 * MIB
+# Between SIGTERM and SIGKILL: a VMM has nothing to save then but its caches of the disks.
+KILL_AFTER_S = 5.0
+# No backend locks memory; a little is left for io_uring on kernels that still count it.
+MEMLOCK_BYTES = 64 * KIB
+# Per disk a descriptor or two, per vCPU and queue an eventfd or two, and a few dozen for everything else.
+OPEN_FILES = 2048
+
+NULL = Device(inner="/dev/null", major=1, minor=3)
+URANDOM = Device(inner="/dev/urandom", major=1, minor=9)
+TUN = Device(inner="/dev/net/tun", major=10, minor=200)
+KVM = Device(inner="/dev/kvm", major=10, minor=232)
+
+
+def disk_name(index: int) -> str:
+    """The name of disk number `index` inside."""
+    return f"/vm/disk/{index}"
+
+
+def bind_boot_files(vm: VMRecord) -> tuple[Bind, ...]:
+    """Kernel and initramfs, or the firmware, read-only."""
+    if isinstance(vm.boot, FirmwareBoot):
+        return (Bind(host=vm.boot.firmware_path, inner=FIRMWARE),)
+    kernel = Bind(host=vm.boot.kernel_path, inner=KERNEL)
+    return (kernel, Bind(host=vm.boot.initrd_path, inner=INITRD)) if vm.boot.initrd_path else (kernel,)
+
+
+def bind_disks(disks: tuple[Disk, ...]) -> tuple[Bind, ...]:
+    """Every disk under its number; only what the guest may write is writable."""
+    return tuple(
+        Bind(host=disk.path, inner=disk_name(index), writable=not disk.read_only) for index, disk in enumerate(disks)
+    )
+
+
+def cgroup_dirs(cgroups: CgroupFacts, vm_id: str) -> tuple[str, ...]:
+    """The VM's own group in every hierarchy that can limit something; they exist before the launch."""
+    return tuple(f"{hierarchy}/{CGROUP_NAME}/{vm_id}" for hierarchy in cgroups.hierarchies)

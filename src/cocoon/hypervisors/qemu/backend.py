@@ -1,0 +1,107 @@
+"""QEMU: the backend that every host can run, with KVM or by emulating the processor.
+
+The oldest version is Debian 12's 7.2. Later ones bring more (`readonly=on,rom=off` memory files from 8.2,
+`mapped-ram` from 9), which snapshots ask the version for.
+"""
+
+from __future__ import annotations
+
+from cocoon.errors import Unsupported
+from cocoon.hypervisors.qemu.api import AskQEMU
+from cocoon.hypervisors.qemu.launch import (
+    BALLOON_SHARE,
+    MAX_DISKS,
+    MAX_NICS,
+    find_machine,
+    has_balloon,
+    plan_capsule,
+)
+from cocoon.model.host import BinaryFacts, Capability, HostFacts
+from cocoon.model.image import Image
+from cocoon.model.vm import VMRecord, VMSpec
+from cocoon.paths import VMPaths
+from cocoon.plan.launch import LaunchVMM
+from cocoon.plan.step import Step
+
+OLDEST_VERSION = (7, 2)
+# Besides its layers a VM has its writable disk and its configuration disk.
+OWN_DISKS = 2
+PLATFORM_ARCHS = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+class QEMU:
+    """The Hypervisor protocol for qemu-system."""
+
+    name = "qemu"
+    capabilities = (
+        Capability.DIRECT_BOOT
+        | Capability.DISK_SERIALS
+        | Capability.HUGEPAGES
+        | Capability.ACPI_SHUTDOWN
+        | Capability.CONTROL_CHANNEL
+        | Capability.SOFTWARE_EMULATION
+    )
+
+    def check(self, spec: VMSpec, image: Image, facts: HostFacts) -> None:
+        """Raises Unsupported when this host's QEMU cannot run `image` to `spec`."""
+        find_machine(facts.arch)
+        _check_binary(facts.binaries["qemu"], facts.arch)
+        _check_platform(image, facts.arch)
+        disks = len(image.layers) + OWN_DISKS
+        if disks > MAX_DISKS:
+            raise Unsupported(
+                f"QEMU VMs have at most {MAX_DISKS} disks, the image needs {disks}",
+                hint="build the image with fewer layers",
+            )
+        if spec.nics > MAX_NICS:
+            raise Unsupported(f"QEMU VMs have at most {MAX_NICS} NICs, not {spec.nics}")
+
+    def console_device(self, arch: str) -> str:
+        """`ttyS0` on x86, `ttyAMA0` on arm64."""
+        return find_machine(arch).console
+
+    def plan_launch(self, vm: VMRecord, paths: VMPaths, facts: HostFacts) -> tuple[Step, ...]:
+        """The launch, and the balloon's first size: QEMU's command line has no option for it."""
+        launch = LaunchVMM(vm_id=vm.id, capsule=plan_capsule(vm, paths, facts))
+        if not has_balloon(vm):
+            return (launch,)
+        target = vm.spec.memory_bytes - vm.spec.memory_bytes // BALLOON_SHARE
+        return (launch, AskQEMU(vm_id=vm.id, uid=vm.uid, command="balloon", arguments={"value": target}))
+
+    def plan_shutdown(self, vm: VMRecord) -> tuple[Step, ...]:
+        """The power button; the guest may ignore it."""
+        return (AskQEMU(vm_id=vm.id, uid=vm.uid, command="system_powerdown", arguments={}),)
+
+
+def _check_binary(binary: BinaryFacts, arch: str) -> None:
+    package = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}[arch]
+    if not binary.path:
+        raise Unsupported(f"QEMU cannot be used: {binary.reason}", hint=f"install it: apt-get install {package}")
+    version = parse_version(binary.version)
+    if version < OLDEST_VERSION:
+        raise Unsupported(
+            f"QEMU {binary.version} ({binary.path}) is older than {OLDEST_VERSION[0]}.{OLDEST_VERSION[1]}",
+            hint="install a newer QEMU, or name one with COCOON_QEMU_BINARY",
+        )
+
+
+def _check_platform(image: Image, arch: str) -> None:
+    wanted = image.platform.split("/")[1] if "/" in image.platform else image.platform
+    if PLATFORM_ARCHS.get(wanted, wanted) != arch:
+        raise Unsupported(
+            f"the image {image.name} is for {image.platform}, this host is {arch}",
+            hint="pull the image for this host's platform",
+        )
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """The numbers of `7.2.22`; what follows them is ignored, and nothing readable gives ()."""
+    numbers: list[int] = []
+    for part in text.split("."):
+        if not (part.isascii() and part.isdigit()):
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+BACKEND = QEMU()
