@@ -1,0 +1,268 @@
+"""Changes to the store: all of one `with store.write()` block becomes durable together, or none of it."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+
+from cocoon.errors import AlreadyExists, InvalidState, NotFound
+from cocoon.model.image import Image, Layer
+from cocoon.model.kernel import Kernel
+from cocoon.model.operation import Operation
+from cocoon.model.vm import VMRecord
+from cocoon.store.codec import encode
+from cocoon.store.reader import DEFAULT_KERNEL_KEY, Reader
+from cocoon.units import printable
+
+UID_SPAN = 1_000_000  # Uids go round in this many, so that a freed one is not used again soon.
+UID_KEY = "uid.next"
+DEFAULT_NETWORK = "default"
+
+
+class Transaction(Reader):
+    """A Reader that may also change things. Made by `Store.write`, dead after its `with` block.
+
+    `touched` holds the VM records that were put, for the mirrors.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(connection)
+        self.touched: dict[str, VMRecord] = {}
+
+    # VMs
+
+    def put_vm(self, record: VMRecord) -> VMRecord:
+        """Adds the VM or replaces its record, with its NIC rows; returns it as stored: next revision, updated now.
+
+        Raises AlreadyExists when another VM has the name, uid, address or MAC.
+        """
+        row = self._rows("SELECT revision FROM vm WHERE id = ?", record.id)
+        stored = record.replace(revision=int(str(row[0][0])) + 1 if row else 1, updated_at=time.time())
+        columns = _vm_columns(stored)
+        names = ", ".join(columns)
+        changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name != "id")
+        try:
+            self._connection.execute(
+                f"INSERT INTO vm ({names}) VALUES ({', '.join('?' * len(columns))})"
+                f" ON CONFLICT (id) DO UPDATE SET {changes}",
+                tuple(columns.values()),
+            )
+            self._put_nics(stored)
+        except sqlite3.IntegrityError as error:
+            raise _taken(stored, str(error)) from error
+        self.touched[stored.id] = stored
+        return stored
+
+    def delete_vm(self, vm_id: str) -> None:
+        """Forgets the VM with its NICs, addresses, ports and pins; one that is gone is fine."""
+        self._execute("DELETE FROM vm WHERE id = ?", vm_id)
+        self._execute("DELETE FROM nic WHERE vm_id = ?", vm_id)  # Of a VM that was never put.
+        self.unpin("vm", vm_id)
+        self.touched.pop(vm_id, None)
+
+    def allocate_uid(self, base: int, vm_id: str) -> int:
+        """A uid from `base` on that no VM has; it is the VM's as soon as its record is put in this transaction."""
+        del vm_id  # The row of the VM is the record of the allocation.
+        span = range(base, base + UID_SPAN)
+        first = int(self.setting(UID_KEY) or base)
+        uid = first if first in span else base
+        for _ in span:
+            if not self._rows("SELECT 1 FROM vm WHERE uid = ?", uid):
+                self.set_setting(UID_KEY, str(uid + 1))
+                return uid
+            uid = uid + 1 if uid + 1 in span else base
+        raise InvalidState(f"all {UID_SPAN} uids from {base} on are in use", hint="remove VMs: cocoon vm rm")
+
+    def allocate_address(self, subnet: str, vm_id: str, nic: int, *, network: str = DEFAULT_NETWORK) -> str:
+        """The first free host address of `subnet` (`a.b.c.d/n`) after the gateway's, reserved for NIC `nic` of the VM.
+
+        Asked again for the same NIC it gives the same one. The VM must be put in this transaction.
+        Raises InvalidState when the subnet is exhausted.
+        """
+        rows = self._rows(
+            "SELECT address FROM nic WHERE vm_id = ? AND position = ? AND network = ?", vm_id, nic, network
+        )
+        if rows and rows[0][0]:
+            return str(rows[0][0])
+        text, _, prefix = subnet.partition("/")
+        low = _number(text) & ~((1 << (32 - int(prefix))) - 1)
+        taken = {str(r[0]) for r in self._rows("SELECT address FROM nic WHERE network = ?", network)}
+        for number in range(low + 2, low + (1 << (32 - int(prefix))) - 1):
+            address = ".".join(str(byte) for byte in number.to_bytes(4, "big"))
+            if address not in taken:
+                query = "INSERT OR REPLACE INTO nic (vm_id, position, network, address) VALUES (?, ?, ?, ?)"
+                self._execute(query, vm_id, nic, network, address)
+                return address
+        raise InvalidState(f"no address is free in {subnet}", hint="remove VMs, or choose a larger --subnet")
+
+    # Images, layers, pins
+
+    def put_image(self, image: Image) -> None:
+        """Adds the image under its name, with its layers, and pins their blobs; a name it had goes over to it."""
+        previous = self._rows("SELECT image_id FROM tag WHERE name = ?", image.name)
+        for layer in image.layers:
+            self.put_layer(layer)
+        query = "INSERT INTO image (id, created_at, body) VALUES (?, ?, ?)"
+        query += " ON CONFLICT (id) DO UPDATE SET created_at = excluded.created_at, body = excluded.body"
+        self._execute(query, image.id, image.created_at, encode(image))
+        query = "INSERT OR REPLACE INTO tag (name, image_id, source, created_at) VALUES (?, ?, ?, ?)"
+        self._execute(query, image.name, image.id, image.source, image.created_at)
+        self.unpin("image", image.id)
+        for layer in image.layers:
+            self.pin(layer.blob, "image", image.id)
+        if previous and previous[0][0] != image.id:
+            self._forget_image_without_name(str(previous[0][0]))
+
+    def delete_image(self, name: str) -> None:
+        """Takes the name away, and with its last name the image and its pins. Raises NotFound."""
+        rows = self._rows("SELECT image_id FROM tag WHERE name = ?", name)
+        if not rows:
+            raise NotFound(f"there is no image {printable(name)}", hint="cocoon image list shows all of them")
+        self._execute("DELETE FROM tag WHERE name = ?", name)
+        self._forget_image_without_name(str(rows[0][0]))
+
+    def put_layer(self, layer: Layer) -> None:
+        """Records a converted layer and its blob, whose file must be durable already."""
+        query = "INSERT INTO blob (sha256, size_bytes, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+        self._execute(query, layer.blob, layer.size_bytes, time.time())
+        query = "INSERT OR REPLACE INTO layer (digest, diff_id, blob) VALUES (?, ?, ?)"
+        self._execute(query, layer.digest, layer.diff_id, layer.blob)
+
+    def forget_blob(self, blob: str) -> None:
+        """Forgets a blob and the layers converted into it. Raises InvalidState when it is pinned."""
+        users = self.users(blob)
+        if users:
+            raise InvalidState(f"blob {blob} is in use by {users[0].owner_kind} {users[0].owner_id}")
+        self._execute("DELETE FROM blob WHERE sha256 = ?", blob)
+
+    def forget_layer(self, layer: Layer) -> None:
+        """Forgets one form of a converted layer, and its blob with the last one. Raises InvalidState when pinned."""
+        self._execute("DELETE FROM layer WHERE digest = ?", layer.digest)
+        if not self._rows("SELECT 1 FROM layer WHERE blob = ?", layer.blob):
+            self.forget_blob(layer.blob)
+
+    def pin(self, blob: str, owner_kind: str, owner_id: str) -> None:
+        """`blob` (or a kernel, or boot files, by digest) stays as long as its owner does not `unpin`."""
+        query = "INSERT INTO pin (blob, owner_kind, owner_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+        self._execute(query, blob, owner_kind, owner_id)
+
+    def unpin(self, owner_kind: str, owner_id: str) -> None:
+        """Takes all pins of one owner away."""
+        self._execute("DELETE FROM pin WHERE owner_kind = ? AND owner_id = ?", owner_kind, owner_id)
+
+    # Kernels
+
+    def put_kernel(self, kernel: Kernel) -> None:
+        """Adds the kernel or replaces the one of the same id; the first becomes the default. Raises AlreadyExists."""
+        query = "INSERT INTO kernel (id, name, release, created_at, body) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id)"
+        query += " DO UPDATE SET name = excluded.name, created_at = excluded.created_at, body = excluded.body"
+        try:
+            self._execute(query, kernel.id, kernel.name, kernel.release, kernel.created_at, encode(kernel))
+        except sqlite3.IntegrityError as error:
+            hint = f"give another --name, or remove it: cocoon kernel rm {kernel.name}"
+            raise AlreadyExists(f"kernel name {printable(kernel.name)} is taken", hint=hint) from error
+        if self.default_kernel() is None:
+            self.set_setting(DEFAULT_KERNEL_KEY, kernel.id)
+
+    def delete_kernel(self, kernel_id: str) -> None:
+        """Forgets the kernel with this id. Raises InvalidState when a VM needs it."""
+        users = self.users(kernel_id)
+        if users:
+            shown = f"{users[0].owner_kind} {users[0].owner_id}"
+            raise InvalidState(f"kernel {kernel_id[:12]} is in use by {shown}", hint="remove that first")
+        self._execute("DELETE FROM kernel WHERE id = ?", kernel_id)
+        if self.setting(DEFAULT_KERNEL_KEY) == kernel_id:
+            self._execute("DELETE FROM setting WHERE key = ?", DEFAULT_KERNEL_KEY)
+
+    def set_default_kernel(self, kernel_id: str) -> None:
+        """From now on images without a kernel boot this one. Raises NotFound."""
+        if not self._rows("SELECT 1 FROM kernel WHERE id = ?", kernel_id):
+            raise NotFound(f"there is no kernel {printable(kernel_id)}", hint="cocoon kernel list shows all of them")
+        self.set_setting(DEFAULT_KERNEL_KEY, kernel_id)
+
+    # Operations, debts, settings
+
+    def begin_operation(self, operation: Operation) -> None:
+        """Records a plan under way; the caller holds its lock."""
+        query = "INSERT INTO operation (id, kind, vm_id, recovery, started_at, plan) VALUES (?, ?, ?, ?, ?, ?)"
+        o = operation
+        self._execute(query, o.id, o.kind, o.vm_id, o.recovery, o.started_at, encode(o.plan))
+
+    def end_operation(self, operation_id: str) -> None:
+        """The plan is done with, one way or the other."""
+        self._execute("DELETE FROM operation WHERE id = ?", operation_id)
+
+    def fail_operation(self, operation_id: str, problem: str) -> None:
+        """Notes that the operation could not be undone or finished, and why; it stays for the next command."""
+        self._execute("UPDATE operation SET tries = tries + 1, problem = ? WHERE id = ?", problem, operation_id)
+
+    def add_debt(self, kind: str, vm_id: str, arguments: object) -> int:
+        """Records what must be taken back outside; returns the debt's id."""
+        query = "INSERT INTO debt (kind, vm_id, arguments, created_at) VALUES (?, ?, ?, ?)"
+        cursor = self._connection.execute(query, (kind, vm_id, encode(arguments), time.time()))
+        return int(cursor.lastrowid or 0)
+
+    def fail_debt(self, debt_id: int, problem: str) -> None:
+        """Notes that paying failed once more, and why."""
+        self._execute("UPDATE debt SET tries = tries + 1, problem = ? WHERE id = ?", problem, debt_id)
+
+    def remove_debt(self, debt_id: int) -> None:
+        """The debt is paid."""
+        self._execute("DELETE FROM debt WHERE id = ?", debt_id)
+
+    def set_setting(self, key: str, value: str) -> None:
+        """Keeps a small fact under `key`."""
+        query = "INSERT INTO setting (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+        self._execute(query, key, value)
+
+    def _execute(self, query: str, *values: object) -> None:
+        self._connection.execute(query, values)
+
+    def _put_nics(self, record: VMRecord) -> None:
+        """The NIC rows follow the record."""
+        self._execute("DELETE FROM nic WHERE vm_id = ?", record.id)
+        query = "INSERT INTO nic (vm_id, position, network, address, mac, tap, netns) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        for nic in record.nics:
+            address = nic.address or None
+            self._execute(query, record.id, nic.index, nic.network, address, nic.mac, nic.tap, nic.netns)
+
+    def _forget_image_without_name(self, image_id: str) -> None:
+        if not self._rows("SELECT 1 FROM tag WHERE image_id = ?", image_id):
+            self._execute("DELETE FROM image WHERE id = ?", image_id)
+            self.unpin("image", image_id)
+
+
+def _vm_columns(record: VMRecord) -> dict[str, object]:
+    """The columns that lists and look-ups read without opening the record."""
+    supervisor = record.processes.supervisor if record.processes else None
+    return {
+        "id": record.id,
+        "name": record.spec.name,
+        "state": record.state.value,
+        "cpus": record.spec.cpus,
+        "memory_bytes": record.spec.memory_bytes,
+        "storage_bytes": record.spec.storage_bytes,
+        "ip": ",".join(nic.address for nic in record.nics if nic.address),
+        "image": record.spec.image,
+        "hypervisor": record.hypervisor,
+        "created_at": record.created_at,
+        "uid": record.uid,
+        "revision": record.revision,
+        "boot_id": supervisor.boot_id if supervisor else "",
+        "pid": supervisor.pid if supervisor else 0,
+        "start_ticks": supervisor.start_ticks if supervisor else 0,
+        "body": encode(record),
+    }
+
+
+def _taken(record: VMRecord, text: str) -> AlreadyExists:
+    """Which of the things that only one VM may have is another's; `text`: `UNIQUE constraint failed: vm.name`."""
+    name = printable(record.spec.name)
+    if "vm.name" in text:
+        hint = f"choose another --name, or remove that one: cocoon vm rm {record.spec.name}"
+        return AlreadyExists(f"VM name {name} is taken", hint=hint)
+    return AlreadyExists(f"VM {name} claims what another VM has: {text}", hint="try again")
+
+
+def _number(address: str) -> int:
+    return int.from_bytes(bytes(int(part) for part in address.split(".")), "big")
