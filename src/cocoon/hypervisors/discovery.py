@@ -30,7 +30,7 @@ def backend_names() -> tuple[str, ...]:
     return (*known, *sorted(folders.difference(PREFERENCE)))
 
 
-def load_backend(name: str) -> Hypervisor:
+def load(name: str) -> Hypervisor:
     """The backend `name`. Raises InvalidSpec for a word that is none, Unsupported for one of a later version."""
     names = backend_names()
     if name in names:
@@ -52,14 +52,14 @@ def choose(spec: VMSpec, image: Image, facts: HostFacts) -> tuple[Hypervisor, tu
     """
     check_host(spec, facts)
     if spec.hypervisor != AUTO:
-        backend = load_backend(spec.hypervisor)
+        backend = load(spec.hypervisor)
         _check(backend, spec, image, facts)
         return backend, ()
     passed: list[PassedOver] = []
     hints: list[str] = []
     for name in dict.fromkeys((*PREFERENCE, *backend_names())):
         try:
-            backend = load_backend(name)
+            backend = load(name)
             _check(backend, spec, image, facts)
         except Unsupported as refusal:
             reason = refusal.message + _found(name, facts) if name not in backend_names() else refusal.message

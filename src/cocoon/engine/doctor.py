@@ -1,0 +1,270 @@
+"""What this host has, what it lacks, and what to type about it: `cocoon doctor`.
+
+Every finding comes from trying the thing. Nothing is changed and nothing is left behind, but for the cache of the
+probes, which is renewed: after a kernel module was loaded or a package installed, this is the command to run.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+from cocoon.config import Config
+from cocoon.errors import CocoonError, NotFound
+from cocoon.host.command import find_program, run
+from cocoon.host.facts import gather_facts, landlock_abi
+from cocoon.model.host import HostFacts
+from cocoon.paths import LIBEXEC_DIR
+from cocoon.units import GIB, render_size
+from cocoon.value import Value
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+ARCHS = ("x86_64", "aarch64")
+OLDEST_MKFS_EROFS = (1, 8)
+QUESTION_TIMEOUT_S = 20.0
+LOW_SPACE_BYTES = 2 * GIB  # An image, its layers and a guest's writes soon need more.
+FICLONE = 0x40049409  # linux/fs.h
+TUN_DEVICE = "/dev/net/tun"
+PROGRAMS = ("cocoon-shim", "cocoon-init")
+
+
+class Finding(Value):
+    """One thing that was looked at. `status` is ok, warn (works, but not as well as it could) or fail (something will
+    not work); `hint` says what to do about the latter two."""
+
+    name: str
+    status: str
+    detail: str
+    hint: str = ""
+
+
+def diagnose(config: Config) -> list[Finding]:
+    """All findings, in an order to read them in. Never raises for what it finds."""
+    facts = gather_facts(config, fresh=True)
+    findings = [_root(), _arch(facts), _kvm(facts)]
+    findings += _hypervisors(facts)
+    findings += [_mkfs_erofs(config), _mkfs_ext4()]
+    findings += [_program(name) for name in PROGRAMS]
+    findings += [_tun(), _cgroups(facts), _landlock(), _memory(facts)]
+    directory = _existing_parent(config.root_dir)
+    findings += [_file_system(directory), _reflink(directory), _space(directory), _store(config)]
+    return findings
+
+
+def _root() -> Finding:
+    if os.geteuid() == 0:
+        return Finding(name="user", status=OK, detail="root")
+    return Finding(name="user", status=FAIL, detail=f"uid {os.geteuid()}, but VMs need root", hint="use sudo")
+
+
+def _arch(facts: HostFacts) -> Finding:
+    detail = f"{facts.arch}, {facts.cpus} CPUs, Linux {os.uname().release}"
+    if facts.arch in ARCHS:
+        return Finding(name="machine", status=OK, detail=detail)
+    return Finding(name="machine", status=FAIL, detail=detail, hint="use an x86-64 or arm64 host")
+
+
+def _kvm(facts: HostFacts) -> Finding:
+    if facts.kvm.usable:
+        return Finding(name="kvm", status=OK, detail="runs guests")
+    return Finding(
+        name="kvm",
+        status=WARN,
+        detail=f"not usable: {facts.kvm.reason}",
+        hint="VMs are emulated, some ten times slower; enable virtualization in the firmware, or modprobe kvm",
+    )
+
+
+def _hypervisors(facts: HostFacts) -> list[Finding]:
+    """Each VMM; only the lack of all of them is a failure."""
+    from cocoon.hypervisors.discovery import backend_names
+
+    supported, findings = backend_names(), []
+    usable = [name for name in supported if name in facts.binaries and facts.binaries[name].path]
+    for name, binary in facts.binaries.items():
+        if not binary.path:
+            status = FAIL if name in supported and not usable else OK
+            package = "qemu-system-arm" if facts.arch == "aarch64" else "qemu-system-x86"
+            hint = f"apt-get install {package}" if name == "qemu" else ""
+            findings.append(
+                Finding(name=name, status=status, detail=binary.reason, hint=hint if status == FAIL else "")
+            )
+            continue
+        detail = f"{binary.version} ({binary.path})"
+        detail += "" if name in supported else ", not supported by this version of cocoon yet"
+        findings.append(Finding(name=name, status=OK, detail=detail))
+    return [*findings, *_old_qemu(facts)]
+
+
+def _old_qemu(facts: HostFacts) -> list[Finding]:
+    from cocoon.hypervisors.qemu.backend import OLDEST_VERSION, parse_version
+
+    qemu = facts.binaries["qemu"]
+    if not qemu.path or parse_version(qemu.version) >= OLDEST_VERSION:
+        return []
+    wanted = ".".join(map(str, OLDEST_VERSION))
+    return [Finding(name="qemu version", status=FAIL, detail=f"older than {wanted}", hint="upgrade QEMU")]
+
+
+def _mkfs_erofs(config: Config) -> Finding:
+    name = "mkfs.erofs"
+    try:
+        version = _version_of(config.mkfs_erofs_binary or _in_libexec(name) or name, "--version")
+    except CocoonError as error:
+        return Finding(name=name, status=FAIL, detail=error.message, hint="./quickstart builds a new enough one")
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    if numbers < OLDEST_MKFS_EROFS:
+        wanted = ".".join(map(str, OLDEST_MKFS_EROFS))
+        return Finding(
+            name=name,
+            status=FAIL,
+            detail=f"{version} is older than {wanted} and cannot read tar archives",
+            hint="./quickstart builds a newer one; or name one with COCOON_MKFS_EROFS_BINARY",
+        )
+    return Finding(name=name, status=OK, detail=version)
+
+
+def _in_libexec(name: str) -> str | None:
+    return find_program(f"{LIBEXEC_DIR}/{name}")
+
+
+def _version_of(program: str, option: str) -> str:
+    """The first `a.b` in what the program says. Raises NotFound or CommandFailed."""
+    text = run((program, option), timeout_s=QUESTION_TIMEOUT_S).decode("utf-8", "replace")
+    match = re.search(r"[0-9]+\.[0-9]+(\.[0-9]+)?", text)
+    if match is None:
+        raise NotFound(f"{program} does not say its version")
+    return match.group(0)
+
+
+def _mkfs_ext4() -> Finding:
+    path = find_program("mkfs.ext4")
+    if path is None:
+        return Finding(name="mkfs.ext4", status=FAIL, detail="not installed", hint="apt-get install e2fsprogs")
+    return Finding(name="mkfs.ext4", status=OK, detail=path)
+
+
+def _program(name: str) -> Finding:
+    path = f"{LIBEXEC_DIR}/{name}"
+    if os.access(path, os.X_OK):
+        return Finding(name=name, status=OK, detail=path)
+    return Finding(name=name, status=FAIL, detail=f"{path} is missing", hint="build it: make -C native")
+
+
+def _tun() -> Finding:
+    try:
+        os.close(os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        detail = f"{TUN_DEVICE}: {error.strerror}"
+        return Finding(name="tun", status=FAIL, detail=detail, hint="modprobe tun, or use --nics 0")
+    return Finding(name="tun", status=OK, detail=TUN_DEVICE)
+
+
+def _cgroups(facts: HostFacts) -> Finding:
+    groups = facts.cgroups
+    if groups.version == 0:
+        return Finding(
+            name="cgroups", status=WARN, detail="none: VMs have no limits on the host", hint="mount cgroup2 at boot"
+        )
+    return Finding(name="cgroups", status=OK, detail=f"version {groups.version}: {', '.join(groups.controllers)}")
+
+
+def _landlock() -> Finding:
+    abi = landlock_abi()
+    if abi:
+        return Finding(name="landlock", status=OK, detail=f"ABI {abi}")
+    return Finding(
+        name="landlock",
+        status=WARN,
+        detail="the kernel has none: one layer of protection less",
+        hint="boot a kernel with CONFIG_SECURITY_LANDLOCK and lsm=landlock,...",
+    )
+
+
+def _memory(facts: HostFacts) -> Finding:
+    pages = f", {facts.free_hugepages} free huge pages of {render_size(facts.hugepage_bytes)}"
+    detail = f"{render_size(facts.memory_available_bytes)} available{pages if facts.hugepage_bytes else ''}"
+    return Finding(name="memory", status=OK, detail=detail)
+
+
+def _existing_parent(path: str) -> str:
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _file_system(directory: str) -> Finding:
+    from cocoon.store.store import NETWORK_FILE_SYSTEMS, file_system
+
+    kind = file_system(directory)
+    if kind not in NETWORK_FILE_SYSTEMS:
+        return Finding(name="root_dir", status=OK, detail=f"{directory} on {kind}")
+    return Finding(
+        name="root_dir",
+        status=WARN,
+        detail=f"{directory} on {kind}, a network file system: the store must do without its write-ahead log",
+        hint="put root_dir on a local disk: COCOON_ROOT_DIR",
+    )
+
+
+def _reflink(directory: str) -> Finding:
+    """Tried with two files without names."""
+    import fcntl
+
+    flags, opened = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, []
+    try:
+        opened = [os.open(directory, flags, 0o600), os.open(directory, flags, 0o600)]
+        os.write(opened[0], bytes(4096))
+        fcntl.ioctl(opened[1], FICLONE, opened[0])
+    except OSError as error:
+        reasons = {errno.EOPNOTSUPP: "the file system has no reflinks", errno.EXDEV: "the file system has no reflinks"}
+        reason = reasons.get(error.errno or 0, str(error.strerror))
+        return Finding(name="reflink", status=OK, detail=f"no ({reason}): disks are copied sparsely")
+    finally:
+        for fd in opened:
+            os.close(fd)
+    return Finding(name="reflink", status=OK, detail="yes: copies of disks cost nothing")
+
+
+def _space(directory: str) -> Finding:
+    found = os.statvfs(directory)
+    free, inodes = found.f_bavail * found.f_frsize, found.f_favail
+    detail = f"{render_size(free)} free" + (f", {inodes} files" if found.f_files else "")
+    if free < LOW_SPACE_BYTES or (found.f_files and inodes < 1000):
+        return Finding(name="space", status=WARN, detail=detail, hint="make room: cocoon image rm, cocoon vm rm")
+    return Finding(name="space", status=OK, detail=detail)
+
+
+def _store(config: Config) -> Finding:
+    """Opened as every command opens it, and checked page by page."""
+    from cocoon.store.store import Store
+
+    try:
+        store = Store.open(config.paths(), create=False)
+        with store.read() as reader:
+            vms = len(reader.vms())
+        damage = _check_pages(store.paths.database)
+    except NotFound:
+        return Finding(name="store", status=OK, detail=f"none yet in {config.root_dir}")
+    except CocoonError as error:
+        return Finding(name="store", status=FAIL, detail=error.message, hint=error.hint)
+    if damage:
+        return Finding(
+            name="store", status=FAIL, detail=f"damaged: {damage}", hint="restore a backup: state.db.v*.backup"
+        )
+    return Finding(name="store", status=OK, detail=f"{store.paths.database}, {vms} VMs")
+
+
+def _check_pages(database: str) -> str:
+    """The first fault that SQLite finds, or ""."""
+    import sqlite3
+    from contextlib import closing
+    from urllib.parse import quote
+
+    try:
+        with closing(sqlite3.connect(f"file:{quote(database)}?mode=ro", uri=True)) as connection:
+            (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        return str(error)
+    return "" if answer == "ok" else str(answer)
