@@ -43,10 +43,12 @@ static void mount_cow(const char *name)
 	cow_fd = open(COW, O_PATH | O_DIRECTORY | O_CLOEXEC);
 }
 
-/* The options that the original's guests use; a kernel that lacks one gets the plain overlay. */
+/* The original's guests use index=on too. It ties the COW disk to the kernel that first booted it (another one encodes
+ * EROFS file handles differently: "failed to verify upper root origin"), so we leave it, like Docker. A kernel that
+ * lacks one of the options gets the plain overlay. */
 static void mount_overlay(size_t layer_count)
 {
-	static const char *const features[] = {",index=on,redirect_dir=on,metacopy=on,xino=on", ""};
+	static const char *const features[] = {",redirect_dir=on,metacopy=on,xino=on", ""};
 	char lower[MAX_LAYERS * 8] = "", options[MAX_LAYERS * 8 + 256];
 	size_t used = 0;
 
