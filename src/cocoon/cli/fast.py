@@ -7,14 +7,14 @@ each of them may import.
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
 
 DEFAULT_ROOT = "/var/lib/cocoon"
 # Settings that change neither what is listed nor where it is read from; any other one goes the long way.
-HARMLESS_VARIABLES = frozenset({"COCOON_ROOT_DIR", "COCOON_RUN_DIR", "COCOON_LOG_DIR", "COCOON_DNS"})
+HARMLESS_VARIABLES = frozenset({b"COCOON_ROOT_DIR", b"COCOON_RUN_DIR", b"COCOON_LOG_DIR", b"COCOON_DNS"})
 LIST_WORDS = (["vm", "list"], ["vm", "ls"], ["vm", "ps"], ["ps"])
-COMPLETIONS = os.path.join(os.path.dirname(__file__), "completions")
+COMPLETIONS = __file__.rpartition("/")[0] + "/completions"
 SHELLS = {"bash": "cocoon.bash", "zsh": "_cocoon", "fish": "cocoon.fish"}
 
 
@@ -32,14 +32,14 @@ def run_fast(arguments: list[str]) -> int | None:
 def _version() -> int:
     from cocoon import __version__
 
-    machine = os.uname()
+    machine = posix.uname()
     python = ".".join(map(str, sys.version_info[:3]))
     print(f"cocoon {__version__} (Python {python}, {machine.sysname.lower()} {machine.machine})")
     return 0
 
 
 def _completion(shell: str) -> int:
-    with open(os.path.join(COMPLETIONS, SHELLS[shell]), encoding="utf-8") as file:
+    with open(f"{COMPLETIONS}/{SHELLS[shell]}", encoding="utf-8") as file:
         sys.stdout.write(file.read())
     return 0
 
@@ -57,7 +57,7 @@ def _complete(arguments: list[str]) -> int:
 
 def root_dir(arguments: list[str]) -> str | None:
     """The state directory that plain arguments and the environment name, or None when only the long way can tell."""
-    root = os.environ.get("COCOON_ROOT_DIR") or DEFAULT_ROOT
+    root = posix.environ.get(b"COCOON_ROOT_DIR", b"").decode("utf-8", "replace") or DEFAULT_ROOT
     for index, argument in enumerate(arguments):
         if argument == "--root-dir" and index + 1 < len(arguments):
             root = arguments[index + 1]
@@ -65,7 +65,7 @@ def root_dir(arguments: list[str]) -> str | None:
             root = argument[11:]
         elif argument.startswith("--config"):
             return None
-    return root if root.startswith("/") and root.isprintable() else None
+    return root if root.startswith("/") and root.isprintable() and "\ufffd" not in root else None
 
 
 def _list(arguments: list[str]) -> int | None:
@@ -90,13 +90,11 @@ def _list(arguments: list[str]) -> int | None:
             return None
     if words not in LIST_WORDS or waiting or shape not in ("table", "json", "ids"):
         return None
-    if any(name.startswith("COCOON_") and name not in HARMLESS_VARIABLES for name in os.environ):
+    if any(name.startswith(b"COCOON_") and name not in HARMLESS_VARIABLES for name in posix.environ):
         return None
     root = root_dir(arguments)
     if root is None:
         return None
-    from cocoon.cli.listing import write_list
-    from cocoon.cli.rows import read_rows
+    from cocoon.cli.listing import list_fast
 
-    rows = read_rows(root)
-    return None if rows is None else write_list(rows, shape)
+    return list_fast(root, shape)

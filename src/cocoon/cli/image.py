@@ -60,18 +60,17 @@ def _list(context: Context, call: Call) -> int:
 def _write_table(images: list[Image]) -> None:
     import sys
 
-    from cocoon.cli.table import age, render_table
+    from cocoon.cli.table import ages, render_table
 
-    now = time.time()
-    rows = [
-        (
-            image.name, image.id.removeprefix("sha256:")[:12], image.platform,
-            "its own kernel" if image.boot_files else "ours", render_size(size_of(image)), age(now - image.created_at),
-        )
-        for image in images
-    ]  # fmt: skip
-    headers = ("NAME", "ID", "PLATFORM", "KERNEL", "SIZE", "CREATED")
-    sys.stdout.write(render_table(headers, rows, elastic=(0,)))
+    columns = {
+        "NAME": [image.name for image in images],
+        "ID": [image.id.removeprefix("sha256:")[:12] for image in images],
+        "PLATFORM": [image.platform for image in images],
+        "KERNEL": ["its own" if image.boot_files else "the engine's" for image in images],
+        "SIZE": [render_size(size_of(image)) for image in images],
+        "CREATED": ages(time.time(), [image.created_at for image in images]),
+    }
+    sys.stdout.write(render_table(columns, elastic=("NAME",)))
 
 
 def size_of(image: Image) -> int:

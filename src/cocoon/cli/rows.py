@@ -1,76 +1,71 @@
-"""The rows of the store that a list shows, read without the engine.
+"""The store, read without the engine: for completion and for lists.
 
-Decoding a full record takes thirty times as long as reading its columns, so lists read only those (the schema keeps
-them beside the record for this) and `vm list` probes only VMs in a state that claims a process. Whatever is out of
-the ordinary (no store, another schema version, work left by a dead command) is left to the engine: None is returned.
+Whatever is out of the ordinary (another schema version, a VM whose supervisor is gone, work left by a dead command) is
+for the engine, which puts it right; here it is only noticed. Only VMs that are said to run are probed.
 """
 
 from __future__ import annotations
 
+import posix
+
 import _sqlite3
-import os
 
 SCHEMA_VERSION = 1
 # A reader waits for nobody in WAL mode; this is for the moment in which a writer rewinds the log.
 BUSY_TIMEOUT_S = 5.0
+ENOENT, ENOTDIR = 2, 20
 NAMES = {
     "vm": "SELECT name FROM vm ORDER BY name",
     "image": "SELECT name FROM tag ORDER BY name",
     "kernel": "SELECT name FROM kernel ORDER BY name",
 }
-VM_ROWS = """SELECT id, name, state, cpus, memory_bytes, storage_bytes, ip, image, hypervisor, created_at
-    FROM vm ORDER BY created_at, id"""
-VM_PROCESSES = "SELECT pid, start_ticks, boot_id FROM vm WHERE state = 'running'"
-
+CLAIMS = "SELECT pid, start_ticks, boot_id FROM vm WHERE state = 'running'"
 TRACES = ("vms", ".cocoon-store", "state.db")
-
-# id, name, state, cpus, memory_bytes, storage_bytes, ip, image, hypervisor, created_at
-Row = tuple[str, str, str, int, int, int, str, str, str, float]
 
 
 def read_names(root: str, kind: str) -> list[str]:
     """All names of one kind, for completion; an empty list when they cannot be read."""
-    connection = _connect(root)
-    if connection is None or kind not in NAMES:
-        return []
     try:
+        connection = connect(root)
+        if connection is None or kind not in NAMES:
+            return []
         return [name for (name,) in connection.execute(NAMES[kind])]
     except _sqlite3.Error:
         return []
 
 
-def read_rows(root: str) -> list[Row] | None:
-    """What `vm list` shows, oldest first, every state true; None: ask the engine."""
-    connection = _connect(root)
-    if connection is None:
-        # A host on which nothing was ever made has no VMs; traces of a store are the engine's to judge.
-        return None if any(os.path.exists(f"{root}/{name}") for name in TRACES) else []
-    try:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version != SCHEMA_VERSION or _dead_operations(connection, root):
-            return None
-        if not all(is_running(*process) for process in connection.execute(VM_PROCESSES)):
-            return None
-        rows: list[Row] = connection.execute(VM_ROWS).fetchall()
-        return rows
-    except _sqlite3.Error:
-        return None
-    finally:
-        connection.close()
-
-
-def _connect(root: str) -> _sqlite3.Connection | None:
+def connect(root: str) -> _sqlite3.Connection | None:
+    """The store of `root` for reading, or None when there is none. Raises sqlite3's errors."""
     path = f"{root}/state.db"
-    if not os.path.exists(path):
+    if not _exists(path):
         return None
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    return _sqlite3.connect(f"file:{quoted}?mode=ro", timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=True)
+
+
+def is_untouched(root: str) -> bool:
+    """Whether nothing was ever made here: then there are no VMs. Traces without a store are the engine's to judge."""
+    return not any(_exists(f"{root}/{name}") for name in TRACES)
+
+
+def needs_engine(connection: _sqlite3.Connection, root: str) -> bool:
+    """Whether the rows may say what is not true."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != SCHEMA_VERSION or _has_dead_operations(connection, root):
+        return True
+    return not all(is_running(*claim) for claim in connection.execute(CLAIMS))
+
+
+def _exists(path: str) -> bool:
     try:
-        return _sqlite3.connect(f"file:{quoted}?mode=ro", timeout=BUSY_TIMEOUT_S, uri=True)
-    except _sqlite3.Error:
-        return None
+        posix.stat(path)
+    except OSError as error:
+        # Whatever is wrong with it but its absence is for the engine to find and to say.
+        return error.errno not in (ENOENT, ENOTDIR)
+    return True
 
 
-def _dead_operations(connection: _sqlite3.Connection, root: str) -> bool:
+def _has_dead_operations(connection: _sqlite3.Connection, root: str) -> bool:
     """Whether some command died in the middle of its work: nobody holds the lock of its operation."""
     operations = connection.execute("SELECT id FROM operation").fetchall()
     return any(not _is_locked(f"{root}/operations/{operation}.lock") for (operation,) in operations)
@@ -80,7 +75,7 @@ def _is_locked(path: str) -> bool:
     import fcntl
 
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -88,11 +83,11 @@ def _is_locked(path: str) -> bool:
     except OSError:
         return True
     finally:
-        os.close(handle)
+        posix.close(handle)
     return False
 
 
-def is_running(pid: int | None, start_ticks: int | None, boot_id: str | None) -> bool:
+def is_running(pid: int, start_ticks: int, boot_id: str) -> bool:
     """Whether exactly this process still runs: the same boot, and a start time that no reused pid can have."""
     if not pid or boot_id != _boot_id():
         return False
@@ -106,5 +101,5 @@ def is_running(pid: int | None, start_ticks: int | None, boot_id: str | None) ->
 
 
 def _boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    with open("/proc/sys/kernel/random/boot_id", "rb", buffering=0) as file:
+        return file.read(64).decode().strip()

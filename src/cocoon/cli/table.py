@@ -1,73 +1,82 @@
-"""Tables for people: left-aligned, two spaces apart, at most 100 columns wide, colour on terminals only."""
+"""Tables for people: left-aligned, two spaces apart, at most 100 columns wide, colour on terminals only.
+
+Everything goes by columns and through functions of the interpreter's own (`map`, `zip`, `str.ljust`): a list of 10,000
+rows has a budget.
+"""
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
+from collections.abc import Iterable
+from itertools import repeat
 
 MAX_WIDTH = 100
 MIN_CELL = 8  # no column is cut shorter than this
-GAP = 2
+GAP = "  "
 COLOURS = {"running": "\x1b[32m", "error": "\x1b[31m", "starting": "\x1b[33m", "stopping": "\x1b[33m"}
 
 
-def render_table(headers: tuple[str, ...], rows: list[tuple[str, ...]], *, elastic: tuple[int, ...]) -> str:
-    """The table. The columns numbered in `elastic` are cut, the widest first, until a line fits."""
-    columns = [_harmless(column) for column in zip(headers, *rows, strict=True)]
-    widths = [max(map(len, column)) for column in columns]
-    excess = sum(widths) + GAP * (len(widths) - 1) - MAX_WIDTH
+def render_table(columns: dict[str, list[str]], *, elastic: tuple[str, ...]) -> str:
+    """The table of `columns` by their headers. Those named in `elastic` are cut, the widest first, until it fits."""
+    cells = {header: _harmless([header, *column]) for header, column in columns.items()}
+    widths = {header: max(map(len, column)) for header, column in cells.items()}
+    for at, width in shrink(list(widths.values()), [list(columns).index(header) for header in elastic]).items():
+        header = list(columns)[at]
+        widths[header] = width
+        cells[header] = _cut(cells[header], width)
+    padded = [list(map(str.ljust, column, repeat(widths[header]))) for header, column in cells.items()]
+    padded[-1] = list(map(str.rstrip, padded[-1]))
+    if "STATE" in columns and wants_colour():
+        at = list(columns).index("STATE")
+        padded[at] = list(map(paint, padded[at]))
+    return "\n".join(map(GAP.join, zip(*padded, strict=True))) + "\n"
+
+
+def shrink(widths: list[int], elastic: Iterable[int]) -> dict[int, int]:
+    """The new widths of those of the `elastic` columns that must give way: the widest first, none below MIN_CELL."""
+    excess = sum(widths) + len(GAP) * (len(widths) - 1) - MAX_WIDTH
+    shrunk = {at: widths[at] for at in elastic}
     while excess > 0:
-        widest = max(elastic, key=lambda index: widths[index])
-        if widths[widest] <= MIN_CELL:
+        widest = max(shrunk, key=shrunk.__getitem__)
+        if shrunk[widest] <= MIN_CELL:
             break
-        widths[widest] -= 1
+        shrunk[widest] -= 1
         excess -= 1
-    for index in elastic:
-        columns[index] = _cut(columns[index], widths[index])
-    return _join(headers, columns, widths)
+    return {at: width for at, width in shrunk.items() if width < widths[at]}
 
 
-def _join(headers: tuple[str, ...], columns: list[tuple[str, ...]], widths: list[int]) -> str:
-    shapes = [f"%-{width}s" for width in widths]
-    if "STATE" in headers and wants_colour():
-        index = headers.index("STATE")
-        shapes[index] = "%s"
-        painted = {cell: _paint(cell, widths[index]) for cell in set(columns[index])}
-        columns[index] = tuple(painted[cell] for cell in columns[index])
-    shapes[-1] = "%s"
-    shape = (" " * GAP).join(shapes)
-    return "\n".join([shape % line for line in zip(*columns, strict=True)]) + "\n"
+def paint(cell: str) -> str:
+    """A state in its colour; the padding after it stays plain."""
+    word = cell.rstrip()
+    return f"{COLOURS[word]}{word}\x1b[0m{cell[len(word) :]}" if word in COLOURS else cell
 
 
-def _paint(cell: str, width: int) -> str:
-    colour = COLOURS.get(cell.split(" ")[0], "")
-    padding = " " * (width - len(cell))
-    return f"{colour}{cell}\x1b[0m{padding}" if colour else cell + padding
-
-
-def _harmless(column: tuple[str, ...]) -> tuple[str, ...]:
+def _harmless(column: list[str]) -> list[str]:
     """`column` without control characters; looked at as a whole first, since nearly always there are none."""
     if "".join(column).isprintable():
         return column
     from cocoon.cli.output import escape
 
-    return tuple(map(escape, column))
+    return list(map(escape, column))
 
 
-def _cut(column: tuple[str, ...], width: int) -> tuple[str, ...]:
-    return tuple([cell if len(cell) <= width else cell[: width - 3] + "..." for cell in column])
+def _cut(column: list[str], width: int) -> list[str]:
+    return [cell if len(cell) <= width else cell[: width - 3] + "..." for cell in column]
 
 
 def wants_colour() -> bool:
     """Whether stdout is a terminal whose owner has not asked for none (https://no-color.org)."""
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and sys.stdout.isatty()
+    return not posix.environ.get(b"NO_COLOR") and posix.environ.get(b"TERM") != b"dumb" and sys.stdout.isatty()
 
 
-def age(seconds: float) -> str:
-    """How long ago, in one unit: `12s ago`, `5m ago`, `3h ago`, `12d ago`, `2y ago`."""
-    if seconds < 0:
-        return "now"
-    for size, unit in ((31_557_600, "y"), (86_400, "d"), (3_600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{int(seconds // size)}{unit} ago"
-    return f"{int(seconds)}s ago"
+def ages(now: float, times: list[float]) -> list[str]:
+    """How long before `now` each was, in one unit: `12s ago`, `5m ago`, `3h ago`, `12d ago`, `2y ago`."""
+    return [
+        f"{seconds // 60}m ago" if 60 <= seconds < 3_600
+        else f"{seconds // 3_600}h ago" if 3_600 <= seconds < 86_400
+        else f"{seconds // 86_400}d ago" if 86_400 <= seconds < 63_115_200
+        else f"{seconds // 31_557_600}y ago" if seconds >= 63_115_200
+        else f"{max(seconds, 0)}s ago"
+        for seconds in [int(now - time) for time in times]
+    ]  # fmt: skip

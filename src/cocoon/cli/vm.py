@@ -64,19 +64,14 @@ def _resolve(context: Context, words: list[str]) -> list[VMRecord]:
 
 
 def _list(context: Context, call: Call) -> int:
-    """The long way of `vm list`: the fast one met something that only the engine can judge."""
-    from cocoon.cli.listing import write_list
-    from cocoon.cli.rows import Row
+    """The long way of `vm list`: the engine puts right what is not true, then the rows are shown."""
+    from cocoon.cli.listing import print_lines, render
+    from cocoon.cli.rows import connect
 
-    rows: list[Row] = [
-        (
-            vm.id, vm.spec.name, vm.state.value, vm.spec.cpus, vm.spec.memory_bytes, vm.spec.storage_bytes,
-            ",".join(nic.address for nic in vm.nics if nic.address), vm.spec.image, vm.hypervisor, vm.created_at,
-        )
-        for vm in context.engine().vms()
-    ]  # fmt: skip
+    context.engine().vms()
     shape = "json" if context.json else "ids" if call.is_on("quiet") else "table"
-    return write_list(rows, shape)
+    connection = connect(context.paths.root_dir)
+    return print_lines(render(connection, shape) if connection else [], shape)
 
 
 def _inspect(context: Context, call: Call) -> int:

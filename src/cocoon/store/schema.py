@@ -11,8 +11,8 @@
     kernel network snapshot
     operation  a plan under way           debt   what is still owed to the outside
 
-A migration never changes once it is released; a change of the tables is a new one. Rows are rowid tables with the
-hot columns before the JSON, so that a list never reads the pages of the bodies.
+A migration never changes once it is released; a change of the tables is a new one. The index `vm_list` holds all
+that a list shows in the order in which it shows it: `vm list` reads 1 MB of it for 10,000 VMs and no page of the rows.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ CREATE TABLE vm (
     body TEXT NOT NULL
 );
 CREATE INDEX vm_state ON vm (state);
+CREATE INDEX vm_list ON vm
+    (created_at, id, name, state, cpus, memory_bytes, storage_bytes, ip, image, hypervisor);
 CREATE TABLE nic (
     vm_id TEXT NOT NULL REFERENCES vm (id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
     position INTEGER NOT NULL,
