@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import fixtures
 import leftovers
-import pytest
 
 SETTLE_S = 10
 
