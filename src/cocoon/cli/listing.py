@@ -8,21 +8,23 @@ are made in Python.
 
 from __future__ import annotations
 
+import _sqlite3
 import sys
 import time
-
-import _sqlite3
 
 from cocoon.cli.rows import connect, is_untouched, needs_engine
 
 SHORT_ID = 12
 MAX_SIZES = 64  # more different ones would make the CASE of each row dearer than Python
 HEADERS = ("ID", "NAME", "STATE", "CPU", "MEMORY", "STORAGE", "IP", "IMAGE", "CREATED")
+AGE_WIDTH = len("364d ago")
 ELASTIC = (1, 7)
 ORDER = "FROM vm ORDER BY created_at, id"
 AGE = """CASE WHEN {0} < 60 THEN max({0}, 0) || 's' WHEN {0} < 3600 THEN ({0} / 60) || 'm'
     WHEN {0} < 86400 THEN ({0} / 3600) || 'h' WHEN {0} < 63115200 THEN ({0} / 86400) || 'd'
     ELSE ({0} / 31557600) || 'y' END || ' ago'"""
+# As Docker writes it: what comes from its own hub bears neither host nor `library`.
+IMAGE = "iif(image GLOB 'docker.io/library/*', substr(image, 19), image)"
 CUT = "CASE WHEN length({0}) > {1} THEN substr({0}, 1, {1} - 3) || '...' ELSE {0} END"
 OBJECT = """SELECT printf('  {
     "id": %s,
@@ -81,18 +83,15 @@ def _render_in_sql(connection: _sqlite3.Connection) -> list[str] | None:
 
     pairs = connection.execute("SELECT DISTINCT memory_bytes, storage_bytes FROM vm").fetchall()
     sizes = {size: render_short_size(size) for pair in pairs for size in pair}
-    if len(sizes) > MAX_SIZES:
-        return None
+    if not sizes or len(sizes) > MAX_SIZES:
+        return None if sizes else []
     cells = _cells(time.time())
     cells[4], cells[5] = _choice("memory_bytes", sizes), _choice("storage_bytes", sizes)
-    measured = "max(length(name)), max(length(state)), max(length(iif(ip = '', '-', ip))), max(length(image))"
+    measured = f"max(length(name)), max(length(state)), max(length(iif(ip = '', '-', ip))), max(length({IMAGE}))"
     name, state, ip, image = connection.execute(f"SELECT {measured} FROM vm").fetchone()
-    if name is None:
-        return []
     size = max(map(len, sizes.values()))
-    widths = [
-        max(len(h), w) for h, w in zip(HEADERS, (SHORT_ID, name, state, 0, size, size, ip, image, 0), strict=True)
-    ]
+    found = (SHORT_ID, name, state, 0, size, size, ip, image, AGE_WIDTH)
+    widths = [max(len(header), width) for header, width in zip(HEADERS, found, strict=True)]
     for at, width in shrink(widths, ELASTIC).items():
         widths[at] = width
         cells[at] = CUT.format(cells[at], width)
@@ -119,16 +118,15 @@ def _render_in_python(connection: _sqlite3.Connection) -> list[str]:
     columns[3] = list(map(str, columns[3]))
     for at in (4, 5):
         columns[at] = list(map(render_short_size, columns[at]))
-    return render_table(
-        dict(zip(HEADERS, columns, strict=True)), elastic=tuple(HEADERS[at] for at in ELASTIC)
-    ).splitlines()
+    elastic = tuple(HEADERS[at] for at in ELASTIC)
+    return render_table(dict(zip(HEADERS, columns, strict=True)), elastic=elastic).splitlines()
 
 
 def _cells(now: float) -> list[str]:
     """The SQL expression of each column of the table; sizes are in bytes yet."""
     return [
         f"substr(id, 1, {SHORT_ID})", "name", "state", "cpus", "memory_bytes", "storage_bytes",
-        "iif(ip = '', '-', ip)", "image", AGE.format(f"CAST({now} - created_at AS INT)"),
+        "iif(ip = '', '-', ip)", IMAGE, AGE.format(f"CAST({now} - created_at AS INT)"),
     ]  # fmt: skip
 
 

@@ -6,9 +6,8 @@ for the engine, which puts it right; here it is only noticed. Only VMs that are 
 
 from __future__ import annotations
 
-import posix
-
 import _sqlite3
+import posix
 
 SCHEMA_VERSION = 1
 # A reader waits for nobody in WAL mode; this is for the moment in which a writer rewinds the log.
