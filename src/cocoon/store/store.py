@@ -23,6 +23,8 @@ from cocoon.store.mirror import write_mirror
 from cocoon.store.reader import Reader
 from cocoon.store.transaction import Transaction
 
+__all__ = ["NETWORK_FILE_SYSTEMS", "Reader", "Store", "Transaction", "file_system"]
+
 BUSY_TIMEOUT_S = 10.0
 WRITERS_TIMEOUT_S = 30.0  # 182 commits a second pass this lock; longer means that its holder hangs.
 # Where WAL's shared memory or POSIX locks cannot be trusted.

@@ -1,0 +1,99 @@
+"""Finishing or undoing what dead commands left behind.
+
+An operation whose lock is free has no owner any more. Whoever gets the lock is its new owner: two recoveries, or a
+recovery and the command itself, can never both act. Everything is idempotent, so a recovery may die as well.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cocoon.errors import CocoonError, Interrupted
+from cocoon.host.files import host_fault
+from cocoon.host.locks import Lock, try_lock
+from cocoon.host.signals import Gate
+from cocoon.plan.execute import FINISH, apply_steps, complete, take_back
+from cocoon.plan.plan import Plan, plan_from_plain
+
+if TYPE_CHECKING:
+    from cocoon.plan.world import World
+
+SUFFIX = ".lock"
+
+
+def recover(world: World, *, vm_id: str = "") -> list[str]:
+    """Takes over every operation (or those of one VM) whose owner is dead; says in a line each what was done.
+
+    Problems are in the lines, too: they must not keep a command from its own work. Raises Interrupted when a signal
+    arrived meanwhile; what was taken over has then been brought to an end.
+    """
+    with world.store.read() as reader:
+        operations = [operation.id for operation in reader.operations() if vm_id in ("", operation.vm_id)]
+    said = []
+    for operation_id in operations:
+        line = _recover_one(world, operation_id)
+        said += [line] if line else []
+    if not vm_id:
+        _remove_orphans(world)
+    return said
+
+
+def _recover_one(world: World, operation_id: str) -> str:
+    owner = try_lock(world.paths.operation_lock(operation_id))
+    if owner is None:
+        return ""  # Its owner lives.
+    with Gate() as gate:
+        with world.store.read() as reader:
+            operation = reader.operation(operation_id)
+        if operation is None:
+            owner.remove()  # It ended between our look and our lock, and the file is one that we have just made.
+            return ""
+        try:
+            plan = plan_from_plain(operation.plan)
+        except CocoonError as error:
+            owner.release()
+            return f"operation {operation_id} ({operation.kind}) of a dead command is left alone: {error.message}"
+        world.outputs, world.operation_id = {}, operation_id
+        line = _finish(world, plan, owner, gate) if plan.recovery == FINISH else _undo(world, plan, owner)
+        if gate.pending:
+            raise Interrupted(f"interrupted; {line}")
+        return line
+
+
+def _undo(world: World, plan: Plan, owner: Lock) -> str:
+    problems = take_back(world, plan, owner, range(len(plan.steps)))
+    if problems:
+        return f"{plan.kind} of a dead command could not be undone: {'; '.join(problems)}"
+    return f"{plan.kind} of a dead command was undone"
+
+
+def _finish(world: World, plan: Plan, owner: Lock, gate: Gate) -> str:
+    try:
+        apply_steps(world, plan, gate, [])
+        complete(world, plan, owner)
+    except CocoonError as error:
+        take_back(world, plan, owner, ())
+        return f"{plan.kind} of a dead command could not be finished: {error.message}"
+    except KeyboardInterrupt:
+        owner.release()  # It stays recorded: the next command finishes it.
+        raise Interrupted(
+            f"{plan.kind} of a dead command is not finished yet; the next command goes on with it"
+        ) from None
+    return f"{plan.kind} of a dead command was finished"
+
+
+def _remove_orphans(world: World) -> None:
+    """Lock files of commands that died before their first commit, or after their last."""
+    directory = os.path.dirname(world.paths.operation_lock("x"))
+    try:
+        names = os.listdir(directory)
+    except OSError as error:
+        raise host_fault(f"read {directory}", error) from error
+    for name in names:
+        held = try_lock(f"{directory}/{name}", create=False) if name.endswith(SUFFIX) else None
+        if held is None:
+            continue
+        with held, world.store.read() as reader:
+            if reader.operation(name.removesuffix(SUFFIX)) is None:
+                held.remove()
