@@ -63,7 +63,7 @@ def _write_table(images: list[Image]) -> None:
     from cocoon.cli.table import ages, render_table
 
     columns = {
-        "NAME": [image.name for image in images],
+        "NAME": [image.name.removeprefix("docker.io/library/") for image in images],
         "ID": [image.id.removeprefix("sha256:")[:12] for image in images],
         "PLATFORM": [image.platform for image in images],
         "KERNEL": ["its own" if image.boot_files else "the engine's" for image in images],
