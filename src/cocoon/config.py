@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from cocoon.errors import InvalidSpec
 from cocoon.paths import Paths
@@ -89,7 +90,7 @@ def _checked_key(key: str, where: str) -> str:
     return key
 
 
-def _typed(key: str, item: object) -> object:
+def _typed(key: str, item: object) -> Any:
     """`item` as the type of the setting `key`."""
     if isinstance(Config._defaults[key], int):
         try:

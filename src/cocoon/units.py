@@ -26,7 +26,7 @@ def parse_size(text: str) -> int:
     if match is None:
         raise InvalidSpec(f"size {printable(text)} is not understood", hint="write it like 512M, 1.5G or 10GiB")
     whole, fraction, suffix = match.groups()
-    unit = 1024 ** _POWER[suffix.lower()]
+    unit: int = 1024 ** _POWER[suffix.lower()]
     part = int(fraction) * unit // 10 ** len(fraction) if fraction else 0
     return int(whole) * unit + part
 

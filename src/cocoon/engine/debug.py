@@ -22,7 +22,7 @@ def debug_vm(world: World, spec: VMSpec, image: Image) -> list[str]:
     lines: list[str] = []
     try:
         with world.store.write() as transaction:
-            vm, plan = draw_creation(transaction, prepared, world.paths, start=True)
+            vm, plan = draw_creation(transaction, prepared, world, start=True)
             lines.append(f"# {vm.spec.name}: {image.name} on {vm.hypervisor} {vm.hypervisor_version}")
             lines += [f"# passed over: {passed.hypervisor}: {passed.reason}" for passed in vm.passed_over]
             for step in plan.steps:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cocoon.engine.reconcile import reconcile_vm
 from cocoon.engine.stopping import END_GRACE_S, AskGuest, EndVMM, WaitForEnd
 from cocoon.errors import InvalidState
-from cocoon.host import facts as host_facts
+from cocoon.host.facts import gather_facts
 from cocoon.host.locks import try_lock
 from cocoon.hypervisors import discovery
 from cocoon.model.vm import VMRecord, VMState
@@ -78,7 +78,7 @@ def start_vm(world: World, vm: VMRecord) -> VMRecord:
             return now
         if now.state not in STARTABLE:
             raise InvalidState(f"VM {now.spec.name} is {now.state} and cannot be started")
-        facts = host_facts.gather(world.config, world.paths)
+        facts = gather_facts(world.config)
         backend = discovery.load(now.hypervisor)
         steps = plan_start_steps(now, world.paths.vm(now.id), backend, facts)
         plan = Plan(
@@ -107,7 +107,8 @@ def stop_vm(world: World, vm: VMRecord, *, force: bool, timeout_s: float) -> VMR
             steps=plan_end_steps(now, timeout_s=0.0 if force else timeout_s),
             recovery="finish",
             on_success=(SetVMState(vm_id=now.id, state=VMState.STOPPED, exit_reason="stopped"),),
-            on_undo=(SetVMState(vm_id=now.id, state=VMState.ERROR, exit_reason="the last stop failed"),),
+            # It still runs, or `reconcile` finds out how it ended.
+            on_undo=(SetVMState(vm_id=now.id, state=VMState.RUNNING),),
         )
         execute(world, _begin(now, VMState.STOPPING, plan))
         return _read_again(world, now)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,10 @@ from cocoon.engine.draw import Allotment, Request, draw_boot_config, draw_record
 from cocoon.engine.lifecycle import plan_start_steps
 from cocoon.engine.spec import check_spec, derive_name, make_id
 from cocoon.errors import AlreadyExists, InvalidSpec, NotFound
-from cocoon.host import facts as host_facts
+from cocoon.host.facts import gather_facts
 from cocoon.hypervisors import discovery
 from cocoon.model.vm import DiskRole, VMRecord, VMSpec, VMState
-from cocoon.network.addressing import DEFAULT_NETWORK, make_nic
+from cocoon.network.addressing import make_nic
 from cocoon.paths import Paths
 from cocoon.plan.execute import execute
 from cocoon.plan.plan import Plan
@@ -28,6 +29,7 @@ from cocoon.plan.rows import DeleteVM, MarkRunning, SetVMState
 from cocoon.plan.steps import MakeDirectory, MakeSparseDisk, WriteFile
 
 if TYPE_CHECKING:
+    from cocoon.config import Config
     from cocoon.hypervisors.hypervisor import Hypervisor
     from cocoon.model.host import HostFacts
     from cocoon.model.image import Image
@@ -52,12 +54,12 @@ def prepare(world: World, spec: VMSpec, image: Image) -> Prepared:
     Raises InvalidSpec, Unsupported, NotFound (no kernel for an image without one), AlreadyExists (the name).
     """
     check_spec(spec)
-    facts = host_facts.gather(world.config, world.paths)
+    facts = gather_facts(world.config)
     if spec.cpus > facts.cpus:
         raise InvalidSpec(f"--cpu {spec.cpus} is more than this host's {facts.cpus}")
     backend, passed_over = discovery.choose(spec, image, facts)
     with world.store.read() as reader:
-        if spec.name and (other := reader.vm_by_name(spec.name)):
+        if spec.name and (other := reader.vm_named(spec.name)):
             raise AlreadyExists(f"VM name {spec.name} is taken (by {other.id[:8]})", hint="choose another --name")
     request = Request(
         vm_id=make_id(),
@@ -105,10 +107,10 @@ def _make(world: World, prepared: Prepared, *, start: bool) -> VMRecord:
     request = prepared.request
 
     def draw(transaction: Transaction) -> Plan:
-        vm, plan = draw_creation(transaction, prepared, world.paths, start=start)
+        vm, plan = draw_creation(transaction, prepared, world, start=start)
         transaction.put_vm(vm)
-        for layer in request.image.layers:
-            transaction.pin(layer.blob, "vm", vm.id)
+        for digest in pinned_digests(request):
+            transaction.pin(digest, "vm", vm.id)
         return plan
 
     execute(world, draw)
@@ -118,22 +120,29 @@ def _make(world: World, prepared: Prepared, *, start: bool) -> VMRecord:
     return vm
 
 
+def pinned_digests(request: Request) -> tuple[str, ...]:
+    """What must stay as long as the VM does: its blobs, and its kernel or the boot files of its image."""
+    blobs = tuple(layer.blob for layer in request.image.layers)
+    if request.kernel is not None:
+        return (*blobs, request.kernel.id)
+    files = request.image.boot_files
+    paths = (files.kernel_path, files.initrd_path) if files is not None else ()
+    return (*blobs, *dict.fromkeys(os.path.basename(os.path.dirname(path)) for path in paths))
+
+
 def draw_creation(
-    transaction: Transaction, prepared: Prepared, paths: Paths, *, start: bool
+    transaction: Transaction, prepared: Prepared, world: World, *, start: bool
 ) -> tuple[VMRecord, Plan]:
     """The record and the plan of a new VM, with what the store allots to it."""
-    allotment = _allot(transaction, prepared.request)
+    paths = world.paths
+    allotment = _allot(transaction, prepared.request, world.config)
     vm = draw_record(prepared.request, allotment, backend=prepared.backend, facts=prepared.facts, paths=paths)
     steps = plan_disk_steps(vm, paths, draw_config(prepared, allotment))
-    if not start:
-        on_success = (SetVMState(vm_id=vm.id, state=VMState.CREATED),)
-        kind = "vm.create"
-    else:
+    if start:
         steps = (*steps, *plan_start_steps(vm, paths.vm(vm.id), prepared.backend, prepared.facts))
-        on_success = (MarkRunning(vm_id=vm.id),)
-        kind = "vm.run"
+    on_success = (MarkRunning(vm_id=vm.id) if start else SetVMState(vm_id=vm.id, state=VMState.CREATED),)
     plan = Plan(
-        kind=kind,
+        kind="vm.run" if start else "vm.create",
         vm_id=vm.id,
         steps=steps,
         recovery="undo",
@@ -162,10 +171,10 @@ def plan_disk_steps(vm: VMRecord, paths: Paths, boot_config: bytes) -> tuple[Ste
     return tuple(steps)
 
 
-def _allot(transaction: Transaction, request: Request) -> Allotment:
+def _allot(transaction: Transaction, request: Request, config: Config) -> Allotment:
     """Name, uid and addresses, from the store."""
     spec = request.spec
-    name = spec.name or derive_name(request.image.name, lambda name: transaction.vm_by_name(name) is not None)
+    name = spec.name or derive_name(request.image.name, lambda name: transaction.vm_named(name) is not None)
     uid = transaction.allocate_uid(config.uid_base, request.vm_id)
     nics = tuple(
         make_nic(

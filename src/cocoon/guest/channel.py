@@ -115,7 +115,7 @@ def open_channel(processes: VMProcesses, uid: int, *, timeout_s: float) -> Chann
     """
     from cocoon.host.capsule import connect_capsule_socket
 
-    return Channel(connect_capsule_socket(processes, CONTROL_SOCKET, uid), timeout_s=timeout_s)
+    return Channel(connect_capsule_socket(processes, CONTROL_SOCKET, uid=uid, timeout_s=timeout_s), timeout_s=timeout_s)
 
 
 def ask_shutdown(

@@ -45,7 +45,7 @@ class AskQEMU(Step):
         from cocoon.host.json_lines import QMPClient
 
         processes = _find_processes(world, self.vm_id)
-        with QMPClient(connect_capsule_socket(processes, QMP_SOCKET, self.uid), timeout_s=REQUEST_TIMEOUT_S) as client:
+        with QMPClient(connect_capsule_socket(processes, QMP_SOCKET, uid=self.uid, timeout_s=REQUEST_TIMEOUT_S), timeout_s=REQUEST_TIMEOUT_S) as client:
             client.execute(self.command, self.arguments)
         return None
 

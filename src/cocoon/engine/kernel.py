@@ -1,0 +1,194 @@
+"""Kernels of the engine's own: add, list, remove, and which one is taken by default.
+
+A kernel is a directory of two files (`vmlinuz`, `initrd`, 0444) and a row. The directory is named after the operation
+that makes it, so that whoever finds that operation's remains knows what to remove without knowing what was built.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from cocoon.errors import AlreadyExists, HostFault, InvalidState, NotFound
+from cocoon.guest.kernels import MAX_INIT_BYTES, BuiltKernel, KernelSource, build_kernel
+from cocoon.host import files
+from cocoon.model.kernel import Kernel
+from cocoon.paths import LIBEXEC_DIR
+from cocoon.plan.execute import execute, make_operation_id
+from cocoon.plan.plan import Plan
+from cocoon.plan.rows import RowChange
+from cocoon.plan.step import Step
+from cocoon.plan.steps import RemoveTree
+from cocoon.units import parse_name, printable
+from cocoon.value import Value
+
+if TYPE_CHECKING:
+    from cocoon.plan.world import World
+    from cocoon.store.transaction import Transaction
+
+INIT_PATH = f"{LIBEXEC_DIR}/cocoon-init"
+KERNEL_FILE, INITRD_FILE = "vmlinuz", "initrd"
+SHOWN_USERS = 5
+
+
+class AddedKernel(Value):
+    """What the step has made: the row that the last commit writes."""
+
+    kernel: Kernel
+
+
+class AddKernel(Step):
+    """Builds a kernel from its source into the new directory `directory`."""
+
+    step: ClassVar[str] = "kernel"
+    name: str
+    directory: str
+    source: KernelSource
+
+    def describe(self) -> tuple[str, ...]:
+        """In words: no program does this."""
+        return (f"# build kernel {self.name} from {self.source.deb or self.source.kernel} in {self.directory}",)
+
+    def apply(self, world: World) -> Value | None:
+        """Raises what `build_kernel` raises, and HostFault."""
+        built = build_kernel(self.source, read_init())
+        _refuse_twin(world, built)
+        files.make_directory(self.directory, 0o700)
+        kernel_path, initrd_path = f"{self.directory}/{KERNEL_FILE}", f"{self.directory}/{INITRD_FILE}"
+        files.write_atomic(kernel_path, built.kernel, 0o444)
+        files.write_atomic(initrd_path, built.initrd, 0o444)
+        files.fsync_directory(os.path.dirname(self.directory))
+        kernel = Kernel(
+            id=built.id,
+            name=self.name,
+            release=built.release,
+            arch=built.arch,
+            kernel_path=kernel_path,
+            initrd_path=initrd_path,
+            created_at=time.time(),
+        )
+        return AddedKernel(kernel=kernel)
+
+    def undo(self, world: World) -> None:
+        """Removes the directory, as far as it was made."""
+        files.remove_tree(self.directory)
+
+
+class PutKernel(RowChange):
+    """The built kernel gets its row; the very first one, or with `default` any, becomes the default."""
+
+    change: ClassVar[str] = "kernel-put"
+    default: bool
+
+    def apply(self, transaction: Transaction, outputs: Mapping[str, Value]) -> None:
+        added = outputs[AddKernel.step]
+        assert isinstance(added, AddedKernel)
+        transaction.put_kernel(added.kernel)
+        if self.default:
+            transaction.set_default_kernel(added.kernel.id)
+
+
+def read_init() -> bytes:
+    """The guest's first program. Raises HostFault when it was not built."""
+    try:
+        return files.read_bounded(INIT_PATH, MAX_INIT_BYTES)
+    except NotFound as error:
+        raise HostFault(f"{INIT_PATH} is missing", hint="build the C programs: make -C native") from error
+
+
+def _refuse_twin(world: World, built: BuiltKernel) -> None:
+    """The same bytes under two names would share one row."""
+    with world.store.read() as reader:
+        twin = next((kernel for kernel in reader.kernels() if kernel.id == built.id), None)
+    if twin is not None:
+        raise AlreadyExists(
+            f"kernel {built.release} is here already, as {twin.name}", hint=f"use --kernel {twin.name}"
+        )
+
+
+def add_kernel(world: World, name: str, source: KernelSource, *, default: bool = False) -> Kernel:
+    """Makes the kernel `name` from `source`; the first one, or with `default` this one, becomes the default.
+
+    Raises InvalidSpec, NotFound, Corrupt or Unsupported for a bad name or source, AlreadyExists for a name that is
+    taken or a kernel that is here under another one. Nothing is left then.
+    """
+    parse_name(name, "kernel")
+    source = _absolute(source)
+    operation_id = make_operation_id()
+
+    def draw(transaction: Transaction) -> Plan:
+        if any(kernel.name == name for kernel in transaction.kernels()):
+            raise AlreadyExists(
+                f"kernel name {printable(name)} is taken", hint=f"give another name, or: cocoon kernel rm {name}"
+            )
+        step = AddKernel(name=name, directory=f"{world.paths.kernels}/{operation_id}", source=source)
+        return Plan(
+            kind="kernel.add", vm_id="", steps=(step,), recovery="undo", on_success=(PutKernel(default=default),)
+        )
+
+    added = execute(world, draw, operation_id=operation_id)[AddKernel.step]
+    assert isinstance(added, AddedKernel)
+    return added.kernel
+
+
+def _absolute(source: KernelSource) -> KernelSource:
+    """Another process, which may finish or undo the plan, works in another directory."""
+    return KernelSource(
+        deb=source.deb and os.path.abspath(source.deb),
+        kernel=source.kernel and os.path.abspath(source.kernel),
+        modules=source.modules and os.path.abspath(source.modules),
+    )
+
+
+def list_kernels(world: World) -> tuple[list[Kernel], str]:
+    """All kernels by name, and the id of the default one or ""."""
+    with world.store.read() as reader:
+        default = reader.default_kernel()
+        return reader.kernels(), default.id if default else ""
+
+
+def set_default_kernel(world: World, ref: str) -> Kernel:
+    """From now on images without a kernel boot this one; VMs that exist keep theirs. Raises NotFound, Ambiguous."""
+    with world.store.write() as transaction:
+        kernel = transaction.find_kernel(ref)
+        transaction.set_default_kernel(kernel.id)
+    return kernel
+
+
+def remove_kernel(world: World, ref: str) -> Kernel:
+    """Removes a kernel and gives what it was; when it was the default, the newest that is left follows it.
+
+    Raises NotFound, Ambiguous, InvalidState when VMs boot it (their names are in the message).
+    """
+    removed: list[Kernel] = []
+
+    def draw(transaction: Transaction) -> Plan:
+        kernel = transaction.find_kernel(ref)
+        _refuse_used(transaction, kernel)
+        removed.append(kernel)
+        # The row goes first: what is left of the files has no name any more.
+        transaction.delete_kernel(kernel.id)
+        left = transaction.kernels()
+        if left and transaction.default_kernel() is None:
+            transaction.set_default_kernel(max(left, key=lambda other: other.created_at).id)
+        steps = (RemoveTree(path=os.path.dirname(kernel.kernel_path)),)
+        return Plan(kind="kernel.rm", vm_id="", steps=steps, recovery="finish")
+
+    execute(world, draw)
+    return removed[0]
+
+
+def _refuse_used(transaction: Transaction, kernel: Kernel) -> None:
+    names = [
+        vm.spec.name
+        for vm in transaction.vms()
+        if vm.boot.kind == "direct" and getattr(vm.boot, "kernel_path", "") == kernel.kernel_path
+    ]
+    if not names:
+        return
+    shown = ", ".join(names[:SHOWN_USERS]) + (f" and {len(names) - SHOWN_USERS} more" if len(names) > SHOWN_USERS else "")
+    raise InvalidState(
+        f"kernel {kernel.name} is used by VM {shown}", hint=f"remove that first: cocoon vm rm {names[0]}"
+    )

@@ -1,0 +1,127 @@
+"""The step that starts a VMM in its capsule: the one effect that a VM's life hangs on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from cocoon.errors import InvalidState
+from cocoon.model.capsule import CapsuleSpec
+from cocoon.model.vm import Protection, VMProcesses
+from cocoon.plan.step import Step
+from cocoon.value import Value
+
+if TYPE_CHECKING:
+    from cocoon.plan.world import World
+
+CAPSULE_RUN_DIR = "/vm/run"
+LAUNCH_TIMEOUT_S = 20.0  # From release to a running VMM: tens of milliseconds, seconds on a host that swaps.
+END_TIMEOUT_S = 10.0
+
+
+class Launched(Value):
+    """The output of a launch: who runs now, and how well it is locked in."""
+
+    processes: VMProcesses
+    protections: tuple[Protection, ...]
+
+
+class LaunchVMM(Step):
+    """Builds the capsule of `vm_id` and starts the VMM in it; the output is Launched.
+
+    With `foreground` the supervisor stays the caller's child and dies with it."""
+
+    step: ClassVar[str] = "launch"
+    vm_id: str
+    capsule: CapsuleSpec
+    foreground: bool = False
+
+    def describe(self) -> tuple[str, ...]:
+        """The bare VMM command with host paths for the capsule's names, and `$RUN` for the capsule's own directory.
+
+        The capsule's protections are not described: by hand the VMM runs as whoever pastes the line.
+        """
+        return (f"RUN={quote(self.capsule.run_dir)}", 'mkdir -p "$RUN"', _render_command(self.capsule))
+
+    def apply(self, world: World) -> Value | None:
+        """Raises InvalidState when the VM still lives, HostFault or CommandFailed with the shim's or the VMM's words."""
+        from cocoon.host import capsule as capsules
+        from cocoon.host.locks import try_lock
+
+        lock = try_lock(world.paths.vm(self.vm_id).alive_lock)
+        if lock is None:
+            raise InvalidState(f"VM {self.vm_id} still has a VMM", hint="stop it first")
+        with lock:
+            pending = capsules.launch(self.capsule, alive_lock_fd=lock.fd, foreground=self.foreground)
+            try:
+                # The supervisor does nothing before this row is durable: should we die, its name is known.
+                self._record(world, VMProcesses(supervisor=pending.supervisor))
+                processes = pending.release(LAUNCH_TIMEOUT_S)
+            except BaseException:
+                pending.abandon()
+                raise
+        return Launched(processes=processes, protections=pending.protections)
+
+    def undo(self, world: World) -> None:
+        """Ends the supervisor, and with it everything in the capsule."""
+        import os
+
+        from cocoon.host import process
+        from cocoon.host.locks import lock
+
+        paths = world.paths.vm(self.vm_id)
+        if not os.path.isdir(paths.run_dir):
+            return
+        with world.store.read() as reader:
+            vm = reader.vm(self.vm_id)
+        if vm is not None and vm.processes is not None:
+            process.terminate(vm.processes.supervisor, 0.0)
+        # A supervisor that was not recorded leaves by itself, because its pipe has no writer any more.
+        lock(paths.alive_lock, END_TIMEOUT_S, what=f"the capsule of VM {self.vm_id}").release()
+        if vm is not None:
+            self._record(world, None)
+
+    def _record(self, world: World, processes: VMProcesses | None) -> None:
+        with world.store.write() as transaction:
+            vm = transaction.vm(self.vm_id)
+            if vm is None:
+                raise InvalidState(f"VM {self.vm_id} has gone")
+            transaction.put_vm(vm.replace(processes=processes))
+
+
+def quote(text: str) -> str:
+    """`text` as one word of a POSIX shell."""
+    if text and all((character.isalnum() and character.isascii()) or character in "@%+=:,./-_" for character in text):
+        return text
+    return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
+def _render_command(capsule: CapsuleSpec) -> str:
+    """The command over several lines: an option and its value share one."""
+    words = [_render_word(argument, capsule) for argument in capsule.arguments]
+    prefix = f"ip netns exec {quote(capsule.netns)} " if capsule.netns else ""
+    lines = [prefix + words[0]]
+    for argument, word in zip(capsule.arguments[1:], words[1:], strict=True):
+        if argument.startswith("-") or len(lines) == 1:
+            lines.append(word)
+        else:
+            lines[-1] += " " + word
+    return " \\\n  ".join(lines)
+
+
+def _render_word(argument: str, capsule: CapsuleSpec) -> str:
+    """One argument, quoted, with the names of the capsule turned into those of the host."""
+    for bind in sorted(capsule.binds, key=lambda bind: -len(bind.inner)):
+        if bind.inner != bind.host and _names(argument, bind.inner):
+            # In an option list a comma separates; doubled, it is a character (qemu(1), and Cloud Hypervisor alike).
+            host = bind.host if argument == bind.inner else bind.host.replace(",", ",,")
+            return quote(argument.replace(bind.inner, host))
+    before, found, after = argument.partition(CAPSULE_RUN_DIR + "/")
+    if not found:
+        return quote(argument)
+    return (quote(before) if before else "") + '"$RUN"/' + quote(after)
+
+
+def _names(argument: str, inner: str) -> bool:
+    """Whether `argument` names exactly `inner`: /vm/disk/1 is not in /vm/disk/10."""
+    _, found, after = argument.partition(inner)
+    return bool(found) and not (after and (after[0].isalnum() or after[0] in "/._-"))
