@@ -22,7 +22,7 @@ def parse_size(text: str) -> int:
 
     Raises InvalidSpec when the text is not such a size.
     """
-    match = _SIZE.match(text.strip())
+    match = re.fullmatch(_SIZE, text.strip(), re.IGNORECASE)
     if match is None:
         raise InvalidSpec(f"size {printable(text)} is not understood", hint="write it like 512M, 1.5G or 10GiB")
     whole, fraction, suffix = match.groups()
@@ -33,7 +33,7 @@ def parse_size(text: str) -> int:
 
 def parse_duration(text: str) -> float:
     """Seconds of `30`, `500ms`, `1.5s`, `2m`, `1h`. Raises InvalidSpec otherwise."""
-    match = _DURATION.match(text.strip())
+    match = re.fullmatch(_DURATION, text.strip())
     if match is None:
         raise InvalidSpec(f"duration {printable(text)} is not understood", hint="write it like 30, 500ms or 2m")
     return float(match.group(1)) * _SECONDS[match.group(2)]
@@ -44,7 +44,7 @@ def parse_name(text: str, what: str) -> str:
 
     Raises InvalidSpec that names `what` and shows the text with control characters escaped.
     """
-    if _NAME.match(text) is None:
+    if re.fullmatch(_NAME, text) is None:
         raise InvalidSpec(
             f"{what} name {printable(text)} is not allowed",
             hint="use 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit",
