@@ -169,7 +169,7 @@ static _Noreturn void end(struct machine *machine)
 	power_off();
 }
 
-/* Signals that mean "stop": the kernel's Ctrl-Alt-Del, and what poweroff(8), halt and reboot of busybox and others send. */
+/* What means "stop": the kernel's Ctrl-Alt-Del, and what poweroff(8), halt and reboot of busybox and others send. */
 static void block_signals(struct machine *machine, sigset_t *inherited)
 {
 	const int wanted[] = {SIGCHLD, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGPWR, SIGRTMIN + 4};

@@ -103,9 +103,7 @@ def _refuse_twin(world: World, built: BuiltKernel) -> None:
     with world.store.read() as reader:
         twin = next((kernel for kernel in reader.kernels() if kernel.id == built.id), None)
     if twin is not None:
-        raise AlreadyExists(
-            f"kernel {built.release} is here already, as {twin.name}", hint=f"use --kernel {twin.name}"
-        )
+        raise AlreadyExists(f"kernel {built.release} is here already, as {twin.name}", hint=f"use --kernel {twin.name}")
 
 
 def add_kernel(world: World, name: str, source: KernelSource, *, default: bool = False) -> Kernel:
@@ -188,7 +186,8 @@ def _refuse_used(transaction: Transaction, kernel: Kernel) -> None:
     ]
     if not names:
         return
-    shown = ", ".join(names[:SHOWN_USERS]) + (f" and {len(names) - SHOWN_USERS} more" if len(names) > SHOWN_USERS else "")
+    more = f" and {len(names) - SHOWN_USERS} more" if len(names) > SHOWN_USERS else ""
+    shown = ", ".join(names[:SHOWN_USERS]) + more
     raise InvalidState(
         f"kernel {kernel.name} is used by VM {shown}", hint=f"remove that first: cocoon vm rm {names[0]}"
     )

@@ -91,7 +91,7 @@ def parse_stop_signal(text: str) -> int:
     if name.isascii() and name.isdigit():
         number = int(name)
     elif base == "RTMIN" and (not plus or (offset.isascii() and offset.isdigit())):
-        # The C library keeps two for itself (glibc; musl three): the first free one is 34 to every program built on glibc.
+        # glibc keeps 32 and 33 for itself, and it is its number that images mean.
         number = 34 + int(offset or 0)
     else:
         number = getattr(signal, f"SIG{name}", 0) if name.isalnum() else 0

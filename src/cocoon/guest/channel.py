@@ -37,7 +37,7 @@ class Channel:
     """One connection to one guest; owns the connected stream socket that it is given. Not for several threads."""
 
     def __init__(self, connection: socket.socket, *, timeout_s: float) -> None:
-        """Meets the guest. Raises Timeout when it does not answer within `timeout_s`, APIFailed when it answers nonsense.
+        """Meets the guest. Raises Timeout when it is silent for `timeout_s`, APIFailed when it answers nonsense.
 
         The socket is closed when this fails.
         """
@@ -118,9 +118,7 @@ def open_channel(processes: VMProcesses, uid: int, *, timeout_s: float) -> Chann
     return Channel(connect_capsule_socket(processes, CONTROL_SOCKET, uid=uid, timeout_s=timeout_s), timeout_s=timeout_s)
 
 
-def ask_shutdown(
-    processes: VMProcesses, uid: int, *, timeout_s: float, grace_s: int = DEFAULT_GRACE_S
-) -> None:
+def ask_shutdown(processes: VMProcesses, uid: int, *, timeout_s: float, grace_s: int = DEFAULT_GRACE_S) -> None:
     """Has the guest shut itself down: its command gets `grace_s` seconds to end. Returns when the guest has agreed.
 
     Raises Timeout or APIFailed when nobody there listens.

@@ -98,9 +98,10 @@ def render_engine_cmdline(facts: CommandLineFacts, *, config_disk: str) -> str:
 
 def _join(words: list[str]) -> str:
     text = " ".join(words)
-    if len(text.encode()) > MAX_CMDLINE_BYTES:
+    length = len(text.encode())
+    if length > MAX_CMDLINE_BYTES:
         raise InvalidSpec(
-            f"the kernel command line of {len(text.encode())} bytes is longer than the kernel reads ({MAX_CMDLINE_BYTES})",
+            f"the kernel command line of {length} bytes is longer than the kernel reads ({MAX_CMDLINE_BYTES})",
             hint="use fewer layers or network interfaces",
         )
     return text

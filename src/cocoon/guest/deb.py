@@ -96,7 +96,7 @@ def _decompress_chunks(chunks: Iterator[bytes], suffix: str, limit_bytes: int) -
             if total > limit_bytes:
                 raise Corrupt(f"data packed as {suffix} unpacks to more than {render_size(limit_bytes)}")
             yield piece
-    except (ValueError, EOFError, OSError, *_decompression_errors()) as error:
+    except _decompression_errors() as error:
         raise Corrupt(f"data packed as {suffix} is damaged: {error}") from error
 
 
@@ -105,7 +105,7 @@ def _decompression_errors() -> tuple[type[Exception], ...]:
     import lzma
     import zlib
 
-    return (lzma.LZMAError, zlib.error, _zstd().ZstdError)
+    return (lzma.LZMAError, zlib.error, _zstd().ZstdError, EOFError, ValueError)
 
 
 def read_deb(
@@ -116,16 +116,19 @@ def read_deb(
     Paths come without a leading `./` or `/`. `seen` is told every regular file's path. Raises NotFound, Corrupt (not a
     package, damaged, a wanted file above its limit), Unsupported (its compression).
     """
-    try:
-        file = open(path, "rb")
-    except OSError as error:
-        raise NotFound(f"cannot open {printable(path, 400)}: {error.strerror}") from error
-    with file:
+    with _open(path) as file:
         size_bytes, suffix = _find_data(file)
         chunks = _member_chunks(file, size_bytes)
         if suffix:
             chunks = _decompress_chunks(chunks, suffix, MAX_UNPACKED_BYTES)
         yield from _read_tar(_Stream(chunks), wanted, seen)
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise NotFound(f"cannot open {printable(path, 400)}: {error.strerror}") from error
 
 
 def _find_data(file: BinaryIO) -> tuple[int, str]:

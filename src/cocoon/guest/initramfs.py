@@ -45,7 +45,7 @@ def module_dependencies(module: bytes) -> tuple[str, ...]:
 
 
 def order_modules(dependencies: dict[str, tuple[str, ...]], wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """`wanted` and all that they depend on, each after its dependencies; names that are not in `dependencies` are left out.
+    """`wanted` and all that they depend on, each after its dependencies; names not in `dependencies` are left out.
 
     Raises Corrupt when modules depend on each other in a circle.
     """

@@ -101,7 +101,7 @@ class _Package:
         if not self.kernel:
             raise Corrupt(
                 f"{printable(self._path, 400)} holds no /boot/vmlinuz-...",
-                hint="take a package like linux-image-6.1.0-30-cloud-amd64, not the metapackage linux-image-cloud-amd64",
+                hint="take a real package like linux-image-6.1.0-30-cloud-amd64, not a metapackage",
             )
         if self._module_releases - {self.release}:
             raise Corrupt(f"{printable(self._path, 400)} holds modules of another kernel than {self.release}")
@@ -138,7 +138,8 @@ class _Directory:
 class _Nothing:
     """A kernel that needs no modules."""
 
-    names: set[str] = set()
+    def __init__(self) -> None:
+        self.names: set[str] = set()
 
     def scan(self, wanted: set[str]) -> Iterator[tuple[str, str, bytes]]:
         return iter(())
@@ -202,7 +203,8 @@ def _open_directory(path: str) -> _Modules:
         raise NotFound(f"module directory {printable(path, 400)} does not exist")
     directory = _Directory(path)
     if not directory.names:
-        raise Corrupt(f"{printable(path, 400)} holds no kernel modules", hint="give a directory like /lib/modules/6.1.0")
+        hint = "give a directory like /lib/modules/6.1.0-30-cloud-amd64"
+        raise Corrupt(f"{printable(path, 400)} holds no kernel modules", hint=hint)
     return directory
 
 
