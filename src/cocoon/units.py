@@ -11,11 +11,11 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 
 # Kept as text: compiling these here would cost every command half of what starting the interpreter does.
-_SIZE = r"^([0-9]{1,12})(?:\.([0-9]{1,6}))? ?([kmgtp]?)(?:i?b)?"
+_SIZE = r"([0-9]{1,12})(?:\.([0-9]{1,6}))? ?([kmgtp]?)(?:i?b)?"
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-_DURATION = r"^([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)?"
+_DURATION = r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)?"
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
-_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}"
+_NAME = r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}"
 
 
 def parse_size(text: str) -> int:
