@@ -118,7 +118,9 @@ def remove_vm(world: World, vm: VMRecord, *, force: bool) -> None:
     """Removes a VM with everything that it has. A running one only with `force`, else InvalidState."""
     with locked_vm(world, vm) as now:
         if now.state is VMState.RUNNING and not force:
-            raise InvalidState(f"VM {now.spec.name} is running", hint=f"stop it first, or: cocoon vm rm --force {now.spec.name}")
+            raise InvalidState(
+                f"VM {now.spec.name} is running", hint=f"stop it first, or: cocoon vm rm --force {now.spec.name}"
+            )
         own = world.paths.vm(now.id)
         steps: list[Step] = list(plan_end_steps(now, timeout_s=0.0))
         if now.nics:

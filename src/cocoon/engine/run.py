@@ -130,9 +130,7 @@ def pinned_digests(request: Request) -> tuple[str, ...]:
     return (*blobs, *dict.fromkeys(os.path.basename(os.path.dirname(path)) for path in paths))
 
 
-def draw_creation(
-    transaction: Transaction, prepared: Prepared, world: World, *, start: bool
-) -> tuple[VMRecord, Plan]:
+def draw_creation(transaction: Transaction, prepared: Prepared, world: World, *, start: bool) -> tuple[VMRecord, Plan]:
     """The record and the plan of a new VM, with what the store allots to it."""
     paths = world.paths
     allotment = _allot(transaction, prepared.request, world.config)

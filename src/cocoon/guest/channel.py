@@ -113,7 +113,7 @@ def open_channel(processes: VMProcesses, uid: int, *, timeout_s: float) -> Chann
 
     Raises Timeout when nothing in the guest serves it (an image with its own init, a guest still booting).
     """
-    from cocoon.host.capsule import connect_capsule_socket
+    from cocoon.host.capsule_reach import connect_capsule_socket
 
     return Channel(connect_capsule_socket(processes, CONTROL_SOCKET, uid=uid, timeout_s=timeout_s), timeout_s=timeout_s)
 

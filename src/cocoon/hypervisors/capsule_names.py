@@ -24,8 +24,6 @@ MEMLOCK_BYTES = 64 * KIB
 # Per disk a descriptor or two, per vCPU and queue an eventfd or two, and a few dozen for everything else.
 OPEN_FILES = 2048
 
-NULL = Device(inner="/dev/null", major=1, minor=3)
-URANDOM = Device(inner="/dev/urandom", major=1, minor=9)
 TUN = Device(inner="/dev/net/tun", major=10, minor=200)
 KVM = Device(inner="/dev/kvm", major=10, minor=232)
 

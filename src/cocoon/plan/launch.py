@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from cocoon.errors import InvalidState
+from cocoon.errors import CommandFailed, InvalidState, NotFound, Timeout
 from cocoon.model.capsule import CapsuleSpec
 from cocoon.model.vm import Protection, VMProcesses
 from cocoon.plan.step import Step
+from cocoon.units import printable
 from cocoon.value import Value
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 CAPSULE_RUN_DIR = "/vm/run"
 LAUNCH_TIMEOUT_S = 20.0  # From release to a running VMM: tens of milliseconds, seconds on a host that swaps.
 END_TIMEOUT_S = 10.0
+READY_POLL_S = 0.002
+LAST_WORDS_BYTES = 1000
 
 
 class Launched(Value):
@@ -28,11 +31,14 @@ class Launched(Value):
 class LaunchVMM(Step):
     """Builds the capsule of `vm_id` and starts the VMM in it; the output is Launched.
 
-    With `foreground` the supervisor stays the caller's child and dies with it."""
+    The launch is over when the VMM listens on `ready`, a socket's name in the capsule. With `foreground` the supervisor
+    stays the caller's child and dies with it.
+    """
 
     step: ClassVar[str] = "launch"
     vm_id: str
     capsule: CapsuleSpec
+    ready: str
     foreground: bool = False
 
     def describe(self) -> tuple[str, ...]:
@@ -59,6 +65,9 @@ class LaunchVMM(Step):
             except BaseException:
                 pending.abandon()
                 raise
+        for warning in pending.warnings:
+            world.report(warning)
+        self._await_ready(world, processes)
         return Launched(processes=processes, protections=pending.protections)
 
     def undo(self, world: World) -> None:
@@ -80,12 +89,49 @@ class LaunchVMM(Step):
         if vm is not None:
             self._record(world, None)
 
+    def _await_ready(self, world: World, processes: VMProcesses) -> None:
+        """Returns when the VMM listens. Raises CommandFailed with the VMM's last words when it has ended instead."""
+        import time
+
+        from cocoon.host import capsule_reach, process
+
+        deadline = time.monotonic() + LAUNCH_TIMEOUT_S
+        while True:
+            try:
+                capsule_reach.connect_capsule_socket(
+                    processes, self.ready, uid=self.capsule.uid, timeout_s=LAUNCH_TIMEOUT_S
+                ).close()
+                return
+            except InvalidState:
+                break
+            except NotFound:
+                if time.monotonic() > deadline:
+                    raise Timeout(f"the VMM does not listen on {self.ready} after {LAUNCH_TIMEOUT_S:g} s") from None
+            if processes.vmm is not None and process.wait_gone(processes.vmm, READY_POLL_S):
+                break
+        process.wait_gone(processes.supervisor, END_TIMEOUT_S)  # Until then the log may not be complete.
+        words = read_last_words(world.paths.vm(self.vm_id).vmm_log)
+        raise CommandFailed(f"the VMM ended at once: {words or 'it said nothing'}")
+
     def _record(self, world: World, processes: VMProcesses | None) -> None:
         with world.store.write() as transaction:
             vm = transaction.vm(self.vm_id)
             if vm is None:
                 raise InvalidState(f"VM {self.vm_id} has gone")
             transaction.put_vm(vm.replace(processes=processes))
+
+
+def read_last_words(log_path: str) -> str:
+    """The last lines of a VMM's log, on one line, harmless to a terminal; "" when there is none."""
+    try:
+        with open(log_path, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - LAST_WORDS_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return printable(" / ".join(lines[-3:]), LAST_WORDS_BYTES)[1:-1]
 
 
 def quote(text: str) -> str:

@@ -41,11 +41,14 @@ class AskQEMU(Step):
 
     def apply(self, world: World) -> Value | None:
         """Raises APIFailed or Timeout with the VMM's words, InvalidState when the VM has no VMM."""
-        from cocoon.host.capsule import connect_capsule_socket
+        from cocoon.host.capsule_reach import connect_capsule_socket
         from cocoon.host.json_lines import QMPClient
 
         processes = _find_processes(world, self.vm_id)
-        with QMPClient(connect_capsule_socket(processes, QMP_SOCKET, uid=self.uid, timeout_s=REQUEST_TIMEOUT_S), timeout_s=REQUEST_TIMEOUT_S) as client:
+        with QMPClient(
+            connect_capsule_socket(processes, QMP_SOCKET, uid=self.uid, timeout_s=REQUEST_TIMEOUT_S),
+            timeout_s=REQUEST_TIMEOUT_S,
+        ) as client:
             client.execute(self.command, self.arguments)
         return None
 

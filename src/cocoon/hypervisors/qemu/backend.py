@@ -12,6 +12,7 @@ from cocoon.hypervisors.qemu.launch import (
     BALLOON_SHARE,
     MAX_DISKS,
     MAX_NICS,
+    QMP_SOCKET,
     find_machine,
     has_balloon,
     plan_capsule,
@@ -62,7 +63,7 @@ class QEMU:
 
     def plan_launch(self, vm: VMRecord, paths: VMPaths, facts: HostFacts) -> tuple[Step, ...]:
         """The launch, and the balloon's first size: QEMU's command line has no option for it."""
-        launch = LaunchVMM(vm_id=vm.id, capsule=plan_capsule(vm, paths, facts))
+        launch = LaunchVMM(vm_id=vm.id, capsule=plan_capsule(vm, paths, facts), ready=QMP_SOCKET)
         if not has_balloon(vm):
             return (launch,)
         target = vm.spec.memory_bytes - vm.spec.memory_bytes // BALLOON_SHARE

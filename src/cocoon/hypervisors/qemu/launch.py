@@ -26,17 +26,15 @@ from cocoon.hypervisors.capsule_names import (
     KVM,
     LOG_LIMIT_BYTES,
     MEMLOCK_BYTES,
-    NULL,
     OPEN_FILES,
     RUN_DIR,
     TUN,
-    URANDOM,
     bind_boot_files,
     bind_disks,
     cgroup_dirs,
     disk_name,
 )
-from cocoon.model.capsule import Bind, CapsuleSpec
+from cocoon.model.capsule import Bind, CapsuleSpec, Device
 from cocoon.model.host import BinaryFacts, HostFacts
 from cocoon.model.vm import NIC, DirectBoot, Disk, VMRecord
 from cocoon.paths import VMPaths
@@ -110,7 +108,7 @@ def find_machine(arch: str) -> Machine:
 def plan_capsule(vm: VMRecord, paths: VMPaths, facts: HostFacts) -> CapsuleSpec:
     """The capsule that QEMU runs `vm` in. Raises Unsupported for a VM that boots by firmware."""
     binary = facts.binaries["qemu"]
-    devices = [NULL, URANDOM]
+    devices: list[Device] = []
     devices += [TUN] if vm.nics else []
     devices += [KVM] if facts.kvm.usable else []
     closure = tuple(Bind(host=path, inner=path) for path in (binary.path, *binary.closure))
