@@ -25,13 +25,12 @@ class Context:
         self.verbose = call.is_on("verbose")
         self.json = call.text("output") == "json"
 
+        self._engine: Engine | None = None
+
     def engine(self) -> Engine:
-        """A new engine with these settings, which reports through `report`."""
-        from cocoon.engine.engine import Engine
+        """The engine with these settings; what it has to tell while it works goes to stderr."""
+        if self._engine is None:
+            from cocoon.engine.engine import Engine
 
-        return Engine(self.config, report=self.report)
-
-    def report(self, text: str) -> None:
-        """What the engine has to tell while it works: shown with `-v`."""
-        if self.verbose:
-            say(text)
+            self._engine = Engine(self.config, report=say)
+        return self._engine

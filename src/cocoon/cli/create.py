@@ -17,6 +17,7 @@ from cocoon.model.vm import VMRecord, VMSpec
 def _create(context: Context, call: Call) -> int:
     spec = read_spec(call, context)
     vm = context.engine().create_vm(spec)
+    _explain_choice(context, vm)
     _show(context, vm)
     if not context.json:
         say(f"created {vm.spec.name}; start it with: cocoon vm start {vm.spec.name}")
@@ -39,6 +40,7 @@ def _run(context: Context, call: Call) -> int:
 
         return run_attached(engine, spec, call) if attached else run_foreground(engine, spec)
     vm = engine.run_vm(spec)
+    _explain_choice(context, vm)
     _show(context, vm)
     if not context.json:
         say(f"started {vm.spec.name}; its console: cocoon vm console {vm.spec.name}")
@@ -53,6 +55,14 @@ def _debug(context: Context, call: Call) -> int:
         # Not escaped: what is pasted must be what would run. The engine quotes for the shell.
         sys.stdout.write("\n".join([*lines, ""]))
     return 0
+
+
+def _explain_choice(context: Context, vm: VMRecord) -> None:
+    """With `-v`: which VMM it became, and why not another."""
+    if context.verbose:
+        for passed in vm.passed_over:
+            say(f"not {passed.hypervisor}: {passed.reason}")
+        say(f"hypervisor: {vm.hypervisor} {vm.hypervisor_version}")
 
 
 def _show(context: Context, vm: VMRecord) -> None:

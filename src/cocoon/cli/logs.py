@@ -18,6 +18,7 @@ from cocoon.cli.grammar import Call, Command, Option
 from cocoon.cli.options import checked_reference
 from cocoon.cli.output import say
 from cocoon.errors import InvalidSpec
+from cocoon.model.vm import VMState
 
 CHUNK_BYTES = 64 * 1024
 POLL_S = 0.2
@@ -27,6 +28,8 @@ def _logs(context: Context, call: Call) -> int:
     tail = call.number("tail", -1)
     if call.has("tail") and tail < 0:
         raise InvalidSpec(f"--tail must be 0 or more, not {tail}", hint="for example --tail 50")
+    from cocoon.engine.reconcile import is_running
+
     engine = context.engine()
     vm = engine.find_vm(checked_reference(call.words[0]))
     paths = context.paths.vm(vm.id)
@@ -38,7 +41,7 @@ def _logs(context: Context, call: Call) -> int:
     if not content and not call.is_on("follow"):
         say(f"{vm.spec.name} has written nothing yet")
     if call.is_on("follow"):
-        _follow(log, write, lambda: engine.is_running(vm.id))
+        _follow(log, write, lambda: vm.state is VMState.RUNNING and is_running(vm))
     return 0
 
 

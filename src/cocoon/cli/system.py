@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 
 from cocoon import __version__
 from cocoon.cli.context import Context
 from cocoon.cli.grammar import Call, Command
 from cocoon.cli.options import OUTPUT
-from cocoon.cli.output import write_json
+from cocoon.cli.output import write_json, write_line
 
 
 def _version(context: Context, call: Call) -> int:
@@ -43,9 +42,20 @@ def _completion(context: Context, call: Call) -> int:
 
 
 def _doctor(context: Context, call: Call) -> int:
-    from cocoon.engine import doctor
+    """0 when everything works, 1 when something will not."""
+    from cocoon.engine.doctor import FAIL, diagnose
 
-    raise NotImplementedError(f"{doctor} {sys.argv}")
+    findings = diagnose(context.config)
+    failed = any(finding.status == FAIL for finding in findings)
+    if context.json:
+        write_json({"ok": not failed, "findings": findings})
+        return int(failed)
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        write_line(f"{finding.status:<4}  {finding.name:<{width}}  {finding.detail}")
+        if finding.hint:
+            write_line(f"{'':<4}  {'':<{width}}  hint: {finding.hint}")
+    return int(failed)
 
 
 COMMANDS = {

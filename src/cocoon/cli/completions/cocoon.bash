@@ -1,0 +1,157 @@
+# bash completion of cocoon. Made by src/cocoon/cli/completion.py from the commands' own tables.
+
+_cocoon_names() {  # KIND: names from the store that this command line is about
+    local at state=()
+    for ((at = 1; at < COMP_CWORD; at++)); do
+        if [[ ${COMP_WORDS[at]} == --root-dir ]]; then
+            [[ ${COMP_WORDS[at + 1]} == "=" ]] && ((at++))
+            state=(--root-dir "${COMP_WORDS[at + 1]}")
+        elif [[ ${COMP_WORDS[at]} == --config ]]; then
+            state=(--config)
+        fi
+    done
+    command cocoon __complete "$1" "${state[@]}" 2>/dev/null
+}
+
+_cocoon() {
+    local route="" word waiting="" count=0 most=999 at kind="none" choices="" flags="" before current candidate
+    COMPREPLY=()
+    for ((at = 1; at < COMP_CWORD; at++)); do
+        word=${COMP_WORDS[at]}
+        # bash breaks words at '=' and ':' too: `--name=x` arrives as three words, `debian:13` as well.
+        case $word in
+            = | :) ((at++)); [[ $word == = ]] && ((at < COMP_CWORD)) && waiting=""; continue ;;
+        esac
+        if [[ -n $waiting && ${COMP_WORDS[at - 1]} == "$waiting" ]]; then
+            waiting=""
+            continue
+        fi
+        case $word in
+            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --name | --modules | --escape-char | --cpu | --memory | --storage | --nics | --hypervisor | --kernel | --tail | --timeout | -o | -m | -n) waiting=$word ;;
+            -*) ;;
+            *)
+                case "$route:$word" in
+                    ":image") route="image" ;;
+                    ":kernel") route="kernel" ;;
+                    ":vm") route="vm" ;;
+                    ":completion") route="completion" ;;
+                    ":doctor") route="doctor" ;;
+                    ":version") route="version" ;;
+                    "image:import") route="image import" ;;
+                    "image:inspect") route="image inspect" ;;
+                    "image:list") route="image list" ;;
+                    "image:pull") route="image pull" ;;
+                    "image:rm") route="image rm" ;;
+                    "kernel:add") route="kernel add" ;;
+                    "kernel:default") route="kernel default" ;;
+                    "kernel:list") route="kernel list" ;;
+                    "kernel:rm") route="kernel rm" ;;
+                    "vm:console") route="vm console" ;;
+                    "vm:create") route="vm create" ;;
+                    "vm:debug") route="vm debug" ;;
+                    "vm:inspect") route="vm inspect" ;;
+                    "vm:list") route="vm list" ;;
+                    "vm:logs") route="vm logs" ;;
+                    "vm:rm") route="vm rm" ;;
+                    "vm:run") route="vm run" ;;
+                    "vm:start") route="vm start" ;;
+                    "vm:stop") route="vm stop" ;;
+                    ":run") route="vm run" ;;
+                    ":ps") route="vm list" ;;
+                    "vm:ls") route="vm list" ;;
+                    "vm:ps") route="vm list" ;;
+                    "image:ls") route="image list" ;;
+                    "kernel:ls") route="kernel list" ;;
+                    *) ((count++)) ;;
+                esac
+                ;;
+        esac
+    done
+    before=${COMP_LINE:0:COMP_POINT}
+    current=${before##*[[:space:]]}
+    if [[ $current == --*=* ]]; then
+        waiting=${current%%=*}
+        current=${current#*=}
+    fi
+    if [[ -n $waiting ]]; then
+        case $waiting in
+            --config) kind="file" ;;
+            --root-dir) kind="directory" ;;
+            --run-dir) kind="directory" ;;
+            --log-dir) kind="directory" ;;
+            --output | -o) kind="table json" ;;
+            --modules) kind="directory" ;;
+            --hypervisor) kind="auto cloud-hypervisor firecracker qemu" ;;
+            --kernel) kind="kernel" ;;
+        esac
+    elif [[ $current == -* ]]; then
+        case $route in
+            "completion") flags="--config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "doctor") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "version") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image import") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image pull") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image rm") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "kernel add") flags="--name --modules --default --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "kernel default") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "kernel list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "kernel rm") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm console") flags="--escape-char --read-only --take --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm create") flags="--name --cpu --memory --storage --nics --hypervisor --fc --kernel --hugepages --insecure --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm debug") flags="--name --cpu --memory --storage --nics --hypervisor --fc --kernel --hugepages --insecure --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm logs") flags="--follow --tail --vmm --raw --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm rm") flags="--force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm run") flags="--name --cpu --memory --storage --nics --hypervisor --fc --kernel --hugepages --insecure --interactive --tty --detach --foreground --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm start") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm stop") flags="--force --timeout --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            *) flags="--config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+        esac
+        kind=$flags
+    else
+        case $route in
+            "") choices="image kernel vm completion doctor version run ps" ;;
+            "image") choices="import inspect list pull rm ls" ;;
+            "kernel") choices="add default list rm ls" ;;
+            "vm") choices="console create debug inspect list logs rm run start stop ls ps" ;;
+            "completion") kind="bash zsh fish" most=1 ;;
+            "image import") kind="file" most=2 ;;
+            "image inspect") kind="image" most=1 ;;
+            "image rm") kind="image" most=999 ;;
+            "kernel add") kind="file" most=1 ;;
+            "kernel default") kind="kernel" most=1 ;;
+            "kernel rm") kind="kernel" most=999 ;;
+            "vm console") kind="vm" most=1 ;;
+            "vm create") kind="image" most=1 ;;
+            "vm debug") kind="image" most=1 ;;
+            "vm inspect") kind="vm" most=1 ;;
+            "vm logs") kind="vm" most=1 ;;
+            "vm rm") kind="vm" most=999 ;;
+            "vm run") kind="image" most=1 ;;
+            "vm start") kind="vm" most=999 ;;
+            "vm stop") kind="vm" most=999 ;;
+        esac
+        [[ -n $choices ]] && kind=$choices
+        ((count >= most)) && kind="none"
+    fi
+    case $kind in
+        none) return ;;
+        file) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+        directory) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$current") ;;
+        vm | image | kernel)
+            while IFS= read -r candidate; do
+                [[ $candidate == "$current"* ]] && COMPREPLY+=("$candidate")
+            done < <(_cocoon_names "$kind")
+            ;;
+        *) mapfile -t COMPREPLY < <(compgen -W "$kind" -- "$current") ;;
+    esac
+    # Only what follows the last ':' of the word is replaced, where bash breaks words there.
+    if [[ $current == *:* && $COMP_WORDBREAKS == *:* ]]; then
+        COMPREPLY=("${COMPREPLY[@]#"${current%"${current##*:}"}"}")
+    fi
+}
+
+complete -F _cocoon cocoon

@@ -1,0 +1,232 @@
+# fish completion of cocoon. Made by src/cocoon/cli/completion.py from the commands' own tables.
+
+function __cocoon_walk -d 'Prints the command before the cursor, and how many words follow it'
+    set -l route ''
+    set -l count 0
+    set -l waiting ''
+    for word in (commandline -opc)[2..-1]
+        if test -n "$waiting"
+            set waiting ''
+            continue
+        end
+        switch $word
+            case --config --root-dir --run-dir --log-dir --dns --output --name --modules --escape-char --cpu --memory --storage --nics --hypervisor --kernel --tail --timeout -o -m -n
+                set waiting $word
+            case '-*'
+            case '*'
+                switch "$route:$word"
+                    case ':image'
+                        set route 'image'
+                    case ':kernel'
+                        set route 'kernel'
+                    case ':vm'
+                        set route 'vm'
+                    case ':completion'
+                        set route 'completion'
+                    case ':doctor'
+                        set route 'doctor'
+                    case ':version'
+                        set route 'version'
+                    case 'image:import'
+                        set route 'image import'
+                    case 'image:inspect'
+                        set route 'image inspect'
+                    case 'image:list'
+                        set route 'image list'
+                    case 'image:pull'
+                        set route 'image pull'
+                    case 'image:rm'
+                        set route 'image rm'
+                    case 'kernel:add'
+                        set route 'kernel add'
+                    case 'kernel:default'
+                        set route 'kernel default'
+                    case 'kernel:list'
+                        set route 'kernel list'
+                    case 'kernel:rm'
+                        set route 'kernel rm'
+                    case 'vm:console'
+                        set route 'vm console'
+                    case 'vm:create'
+                        set route 'vm create'
+                    case 'vm:debug'
+                        set route 'vm debug'
+                    case 'vm:inspect'
+                        set route 'vm inspect'
+                    case 'vm:list'
+                        set route 'vm list'
+                    case 'vm:logs'
+                        set route 'vm logs'
+                    case 'vm:rm'
+                        set route 'vm rm'
+                    case 'vm:run'
+                        set route 'vm run'
+                    case 'vm:start'
+                        set route 'vm start'
+                    case 'vm:stop'
+                        set route 'vm stop'
+                    case ':run'
+                        set route 'vm run'
+                    case ':ps'
+                        set route 'vm list'
+                    case 'vm:ls'
+                        set route 'vm list'
+                    case 'vm:ps'
+                        set route 'vm list'
+                    case 'image:ls'
+                        set route 'image list'
+                    case 'kernel:ls'
+                        set route 'kernel list'
+                    case '*'
+                        set count (math $count + 1)
+                end
+        end
+    end
+    echo $route
+    echo $count
+end
+
+function __cocoon_at -d 'Whether the command is PATH, with fewer than MOST words after it'
+    set -l walked (__cocoon_walk)
+    test "$walked[1]" = "$argv[1]"; and begin
+        test (count $argv) -lt 2; or test $walked[2] -lt $argv[2]
+    end
+end
+
+function __cocoon_names -d 'Names of KIND in the store that this command line is about'
+    set -l state
+    set -l tokens (commandline -opc)
+    if set -l at (contains -i -- --root-dir $tokens)
+        set state --root-dir $tokens[(math $at + 1)]
+    else if set -l at (contains -i -- --config $tokens)
+        set state --config
+    end
+    command cocoon __complete $argv[1] $state 2>/dev/null
+end
+
+complete -c cocoon -f
+complete -c cocoon -n '__cocoon_at ""' -a image -d 'Pull, import and remove images'
+complete -c cocoon -n '__cocoon_at ""' -a kernel -d 'Manage the kernels that plain container images boot with'
+complete -c cocoon -n '__cocoon_at ""' -a vm -d 'Create, run and manage virtual machines'
+complete -c cocoon -n '__cocoon_at ""' -a completion -d 'Print the completion script of a shell'
+complete -c cocoon -n '__cocoon_at ""' -a doctor -d 'Show what this host can do, and what to do about the rest'
+complete -c cocoon -n '__cocoon_at ""' -a version -d 'Show the version'
+complete -c cocoon -n '__cocoon_at ""' -a run -d 'Create a VM and start it'
+complete -c cocoon -n '__cocoon_at ""' -a ps -d 'List VMs'
+complete -c cocoon -n '__cocoon_at "image"' -a import -d 'Make an image from a docker-archive, an OCI archive or an OCI layout'
+complete -c cocoon -n '__cocoon_at "image"' -a inspect -d 'Show everything about one image'
+complete -c cocoon -n '__cocoon_at "image"' -a list -d 'List images'
+complete -c cocoon -n '__cocoon_at "image"' -a pull -d 'Fetch images from a registry'
+complete -c cocoon -n '__cocoon_at "image"' -a rm -d 'Remove images'
+complete -c cocoon -n '__cocoon_at "image"' -a ls -d 'List images'
+complete -c cocoon -n '__cocoon_at "kernel"' -a add -d 'Add a kernel'
+complete -c cocoon -n '__cocoon_at "kernel"' -a default -d 'Show or set the default kernel'
+complete -c cocoon -n '__cocoon_at "kernel"' -a list -d 'List kernels'
+complete -c cocoon -n '__cocoon_at "kernel"' -a rm -d 'Remove kernels'
+complete -c cocoon -n '__cocoon_at "kernel"' -a ls -d 'List kernels'
+complete -c cocoon -n '__cocoon_at "vm"' -a console -d 'Attach to a VMs console'
+complete -c cocoon -n '__cocoon_at "vm"' -a create -d 'Prepare a VM without starting it'
+complete -c cocoon -n '__cocoon_at "vm"' -a debug -d 'Print the commands that a start would run'
+complete -c cocoon -n '__cocoon_at "vm"' -a inspect -d 'Show everything about one VM'
+complete -c cocoon -n '__cocoon_at "vm"' -a list -d 'List VMs'
+complete -c cocoon -n '__cocoon_at "vm"' -a logs -d 'Show what a VM wrote to its console'
+complete -c cocoon -n '__cocoon_at "vm"' -a rm -d 'Remove VMs'
+complete -c cocoon -n '__cocoon_at "vm"' -a run -d 'Create a VM and start it'
+complete -c cocoon -n '__cocoon_at "vm"' -a start -d 'Start VMs'
+complete -c cocoon -n '__cocoon_at "vm"' -a stop -d 'Stop VMs'
+complete -c cocoon -n '__cocoon_at "vm"' -a ls -d 'List VMs'
+complete -c cocoon -n '__cocoon_at "vm"' -a ps -d 'List VMs'
+complete -c cocoon -n '__cocoon_at "completion" 1' -f -a 'bash zsh fish'
+complete -c cocoon -n '__cocoon_at "doctor"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "version"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "image import"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "image import" 2' -F
+complete -c cocoon -n '__cocoon_at "image inspect"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "image inspect" 1' -f -a '(__cocoon_names image)'
+complete -c cocoon -n '__cocoon_at "image list"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "image list"' -s q -l quiet -d 'Print ids only'
+complete -c cocoon -n '__cocoon_at "image pull"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "image rm"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "image rm" 999' -f -a '(__cocoon_names image)'
+complete -c cocoon -n '__cocoon_at "kernel add"' -l name -d 'Name of the kernel' -x
+complete -c cocoon -n '__cocoon_at "kernel add"' -l modules -d 'Its modules, as in /lib/modules' -r -f -a '(__fish_complete_directories)'
+complete -c cocoon -n '__cocoon_at "kernel add"' -l default -d 'Make it the default'
+complete -c cocoon -n '__cocoon_at "kernel add"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "kernel add" 1' -F
+complete -c cocoon -n '__cocoon_at "kernel default"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "kernel default" 1' -f -a '(__cocoon_names kernel)'
+complete -c cocoon -n '__cocoon_at "kernel list"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "kernel list"' -s q -l quiet -d 'Print ids only'
+complete -c cocoon -n '__cocoon_at "kernel rm"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "kernel rm" 999' -f -a '(__cocoon_names kernel)'
+complete -c cocoon -n '__cocoon_at "vm console"' -l escape-char -d 'Typed before a dot it leaves the console' -x
+complete -c cocoon -n '__cocoon_at "vm console"' -l read-only -d 'Watch without writing'
+complete -c cocoon -n '__cocoon_at "vm console"' -l take -d 'Write instead of whoever writes now'
+complete -c cocoon -n '__cocoon_at "vm console" 1' -f -a '(__cocoon_names vm)'
+complete -c cocoon -n '__cocoon_at "vm create"' -l name -d 'Name of the VM; made from the images when not given' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l cpu -d 'Virtual CPUs' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -s m -l memory -d 'Memory, at least 64M' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l storage -d 'Writable root disk, at least 64M' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l nics -d 'Network interfaces; 0 for none' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
+complete -c cocoon -n '__cocoon_at "vm create"' -l fc -d 'Short for --hypervisor firecracker'
+complete -c cocoon -n '__cocoon_at "vm create"' -l kernel -d 'Kernel for an image that brings none' -r -f -a '(__cocoon_names kernel)'
+complete -c cocoon -n '__cocoon_at "vm create"' -l hugepages -d 'Back the memory with huge pages'
+complete -c cocoon -n '__cocoon_at "vm create"' -l insecure -d 'Start even where a required protection is not to be had'
+complete -c cocoon -n '__cocoon_at "vm create"' -l rm -d 'Remove the VM when it ends'
+complete -c cocoon -n '__cocoon_at "vm create"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "vm create" 1' -f -a '(__cocoon_names image)'
+complete -c cocoon -n '__cocoon_at "vm debug"' -l name -d 'Name of the VM; made from the images when not given' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l cpu -d 'Virtual CPUs' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -s m -l memory -d 'Memory, at least 64M' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l storage -d 'Writable root disk, at least 64M' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l nics -d 'Network interfaces; 0 for none' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
+complete -c cocoon -n '__cocoon_at "vm debug"' -l fc -d 'Short for --hypervisor firecracker'
+complete -c cocoon -n '__cocoon_at "vm debug"' -l kernel -d 'Kernel for an image that brings none' -r -f -a '(__cocoon_names kernel)'
+complete -c cocoon -n '__cocoon_at "vm debug"' -l hugepages -d 'Back the memory with huge pages'
+complete -c cocoon -n '__cocoon_at "vm debug"' -l insecure -d 'Start even where a required protection is not to be had'
+complete -c cocoon -n '__cocoon_at "vm debug"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "vm debug" 1' -f -a '(__cocoon_names image)'
+complete -c cocoon -n '__cocoon_at "vm inspect"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "vm inspect" 1' -f -a '(__cocoon_names vm)'
+complete -c cocoon -n '__cocoon_at "vm list"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "vm list"' -s q -l quiet -d 'Print ids only'
+complete -c cocoon -n '__cocoon_at "vm logs"' -s f -l follow -d 'Go on until the VM ends'
+complete -c cocoon -n '__cocoon_at "vm logs"' -s n -l tail -d 'Only the last lines' -x
+complete -c cocoon -n '__cocoon_at "vm logs"' -l vmm -d 'The log of the VMM instead of the guests console'
+complete -c cocoon -n '__cocoon_at "vm logs"' -l raw -d 'Bytes as they are, also on a terminal'
+complete -c cocoon -n '__cocoon_at "vm logs" 1' -f -a '(__cocoon_names vm)'
+complete -c cocoon -n '__cocoon_at "vm rm"' -s f -l force -d 'Stop running VMs first, at once'
+complete -c cocoon -n '__cocoon_at "vm rm"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "vm rm" 999' -f -a '(__cocoon_names vm)'
+complete -c cocoon -n '__cocoon_at "vm run"' -l name -d 'Name of the VM; made from the images when not given' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l cpu -d 'Virtual CPUs' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -s m -l memory -d 'Memory, at least 64M' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l storage -d 'Writable root disk, at least 64M' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l nics -d 'Network interfaces; 0 for none' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
+complete -c cocoon -n '__cocoon_at "vm run"' -l fc -d 'Short for --hypervisor firecracker'
+complete -c cocoon -n '__cocoon_at "vm run"' -l kernel -d 'Kernel for an image that brings none' -r -f -a '(__cocoon_names kernel)'
+complete -c cocoon -n '__cocoon_at "vm run"' -l hugepages -d 'Back the memory with huge pages'
+complete -c cocoon -n '__cocoon_at "vm run"' -l insecure -d 'Start even where a required protection is not to be had'
+complete -c cocoon -n '__cocoon_at "vm run"' -s i -l interactive -d 'Attach to the console'
+complete -c cocoon -n '__cocoon_at "vm run"' -s t -l tty -d 'Attach to the console'
+complete -c cocoon -n '__cocoon_at "vm run"' -s d -l detach -d 'Do not attach, not even with --rm'
+complete -c cocoon -n '__cocoon_at "vm run"' -l foreground -d 'Stay until the VM ends; ending this command ends the VM'
+complete -c cocoon -n '__cocoon_at "vm run"' -l rm -d 'Remove the VM when it ends'
+complete -c cocoon -n '__cocoon_at "vm run"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "vm run" 1' -f -a '(__cocoon_names image)'
+complete -c cocoon -n '__cocoon_at "vm start"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "vm start" 999' -f -a '(__cocoon_names vm)'
+complete -c cocoon -n '__cocoon_at "vm stop"' -s f -l force -d 'End the VMM at once, without asking the guest'
+complete -c cocoon -n '__cocoon_at "vm stop"' -l timeout -d 'How long the guest may take' -x
+complete -c cocoon -n '__cocoon_at "vm stop"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "vm stop" 999' -f -a '(__cocoon_names vm)'
+complete -c cocoon -l config -d 'Settings file (TOML)' -r -F
+complete -c cocoon -l root-dir -d 'Where state lives' -r -f -a '(__fish_complete_directories)'
+complete -c cocoon -l run-dir -d 'Sockets and locks' -r -f -a '(__fish_complete_directories)'
+complete -c cocoon -l log-dir -d 'Console and VMM logs' -r -f -a '(__fish_complete_directories)'
+complete -c cocoon -l dns -d 'Name servers that guests are given' -x
+complete -c cocoon -s v -l verbose -d 'Say on stderr what is being done'
+complete -c cocoon -s h -l help -d 'Show help'
