@@ -92,16 +92,25 @@ def make_nic(number: int, *, address: str = "", index: int = 0) -> NIC:
 def make_layer(number: int) -> Layer:
     """A layer whose digests follow from `number`."""
     return Layer(
-        digest=f"sha256:{number:064x}", diff_id=f"sha256:{number + 1000:064x}", blob=f"{number + 2000:064x}", size_bytes=9
+        digest=f"sha256:{number:064x}",
+        diff_id=f"sha256:{number + 1000:064x}",
+        blob=f"{number + 2000:064x}",
+        size_bytes=9,
     )
 
 
 def make_image(number: int, name: str, *layers: Layer) -> Image:
     """An image whose id follows from `number`."""
     return Image(
-        id=f"sha256:{number:064x}", name=name, platform="linux/amd64", layers=layers, config=ImageConfig(), boot_files=None,
-        created_at=1.0, source="test",
-    )  # fmt: skip
+        id=f"sha256:{number:064x}",
+        name=name,
+        platform="linux/amd64",
+        layers=layers,
+        config=ImageConfig(),
+        boot_files=None,
+        created_at=1.0,
+        source="test",
+    )
 
 
 def make_kernel(number: int, name: str) -> Kernel:
