@@ -1,0 +1,172 @@
+"""A small real plan in a process of its own, for tests that kill it.
+
+    python executor_scene.py BASE create|remove|recover|interrupt
+
+`create` makes VM 1 with directories, a disk, a file and control groups; `remove` takes it away again.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import sys
+from collections.abc import Callable
+from typing import ClassVar
+
+from cocoon.config import Config
+from cocoon.errors import CocoonError
+from cocoon.host.facts import read_cgroups
+from cocoon.model.vm import VMState
+from cocoon.plan.execute import execute
+from cocoon.plan.plan import Plan
+from cocoon.plan.recover import recover
+from cocoon.plan.rows import DeleteVM, SetVMState
+from cocoon.plan.step import Step
+from cocoon.plan.steps import MakeCgroup, MakeDirectory, MakeSparseDisk, RemoveCgroup, RemoveTree, WriteFile
+from cocoon.plan.world import World
+from cocoon.store.store import Store
+from cocoon.store.transaction import Transaction
+from store_examples import make_layer, make_nic, make_paths, make_record, vm_id
+
+VM = vm_id(1)
+DISK_BYTES = 64 << 20
+# What differs between two worlds that are the same to a user.
+VOLATILE = {"store", "sqlite_sequence", "sqlite_stat1"}
+
+
+class Nap(Step):
+    """Waits, so that a signal can find the plan in the middle of an effect."""
+
+    step: ClassVar[str] = "nap"
+    seconds: float
+
+    def describe(self) -> tuple[str, ...]:
+        return (f"sleep {self.seconds}",)
+
+    def apply(self, world: World) -> None:
+        import time
+
+        world.report("napping")
+        time.sleep(self.seconds)
+
+    def undo(self, world: World) -> None:
+        import time
+
+        world.report("undoing")
+        time.sleep(self.seconds / 10)
+        world.report("undone")
+
+
+def make_world(base: str, report: Callable[[str], None] = print) -> World:
+    """The world below `base`."""
+    world = World(store=Store.open(make_paths(base), create=True), config=Config(), report=report)
+    with world.store.read() as reader:
+        known = reader.layer(make_layer(1).digest)
+    if known is None:
+        with world.store.write() as transaction:
+            transaction.put_layer(make_layer(1))
+    return world
+
+
+def draw_create(world: World, *more: Step) -> Callable[[Transaction], Plan]:
+    """The plan that makes VM 1."""
+    own = world.paths.vm(VM)
+    record = make_record(1, state=VMState.CREATING)
+    with open("/proc/self/mounts", encoding="utf-8") as file:
+        cgroups = read_cgroups(file.read())
+    plan = Plan(
+        kind="vm.create",
+        vm_id=VM,
+        recovery="undo",
+        steps=(
+            *(MakeDirectory(path=path) for path in (own.disk_dir, own.run_dir)),
+            MakeSparseDisk(path=own.cow, size_bytes=DISK_BYTES, uid=record.uid),
+            WriteFile.from_bytes(own.config_disk, b"\0config", uid=record.uid),
+            MakeCgroup.for_vm(record, cgroups),
+            *more,
+        ),
+        on_success=(SetVMState(vm_id=VM, state=VMState.CREATED),),
+        on_undo=(DeleteVM(vm_id=VM),),
+    )
+
+    def draw(transaction: Transaction) -> Plan:
+        address = transaction.allocate_address("10.88.0.0/16", VM, 0)
+        transaction.put_vm(record.replace(nics=(make_nic(1, address=address),)))
+        transaction.pin(make_layer(1).blob, "vm", VM)
+        return plan
+
+    return draw
+
+
+def draw_remove(world: World) -> Callable[[Transaction], Plan]:
+    """The plan that removes VM 1; it is finished, never undone."""
+    own = world.paths.vm(VM)
+
+    def draw(transaction: Transaction) -> Plan:
+        transaction.put_vm(transaction.find_vm(VM).replace(state=VMState.REMOVING))
+        steps = (RemoveCgroup(vm_id=VM), *(RemoveTree(path=path) for path in (own.disk_dir, own.run_dir)))
+        return Plan(kind="vm.rm", vm_id=VM, recovery="finish", steps=steps, on_success=(DeleteVM(vm_id=VM),))
+
+    return draw
+
+
+def inventory(base: str) -> list[str]:
+    """Every file, with type, mode, owner and size, every control group, and every row: what a user could tell apart."""
+    found = []
+    for at, directories, files in os.walk(base):
+        for name in directories + files:
+            path = os.path.join(at, name)
+            status = os.lstat(path)
+            size = (
+                status.st_size if stat.S_ISREG(status.st_mode) and not name.startswith(("state.db", "vm.json")) else 0
+            )
+            found.append(f"{os.path.relpath(path, base)} {status.st_mode:o} {status.st_uid} {size}")
+    for hierarchy in os.listdir("/sys/fs/cgroup"):
+        for group in (f"/sys/fs/cgroup/cocoon/{VM}", f"/sys/fs/cgroup/{hierarchy}/cocoon/{VM}"):
+            found += [f"group {group}"] if os.path.exists(group) else []
+    return sorted({*found, *rows(base)})
+
+
+def rows(base: str) -> list[str]:
+    """Every row of every table, without what time and chance put into it."""
+    connection = sqlite3.connect(f"{base}/root/state.db")
+    try:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        found = []
+        for table in sorted(set(tables) - VOLATILE):
+            cursor = connection.execute(f"SELECT * FROM {table}")
+            names = [column[0] for column in cursor.description]
+            for row in cursor:
+                kept = {k: v for k, v in zip(names, row, strict=True) if k not in ("created_at", "body", "revision")}
+                found.append(f"row {table} {kept}")
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+        return found
+    finally:
+        connection.close()
+
+
+def main(base: str, action: str) -> int:
+    """What the process under test does; its exit status is the command line's."""
+    world = make_world(base, lambda text: print(text, flush=True))
+    try:
+        for line in recover(world):
+            print(line, flush=True)
+        match action:
+            case "create":
+                execute(world, draw_create(world))
+            case "remove":
+                execute(world, draw_remove(world))
+            case "interrupt":
+                execute(world, draw_create(world, Nap(seconds=5.0)))
+            case _:
+                assert action == "recover"
+    except CocoonError as error:
+        print(f"{type(error).__name__}: {error.message}; {error.hint}", flush=True)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
