@@ -114,79 +114,82 @@ def parse(command: Command, shared: Sequence[Option], arguments: Sequence[str]) 
 
     Raises InvalidSpec for what the command does not take, HelpWanted when its help was asked for.
     """
-    options = (*command.options, *shared)
-    by_name = {f"--{option.name}": option for option in options}
-    by_name.update({f"-{option.short}": option for option in options if option.short})
-    words: list[str] = []
-    given: dict[str, str] = {}
-    queue = _Queue(arguments)
-    while queue:
-        token = queue.take()
-        if token == "--":
-            words += queue.rest()
-        elif token in ("-h", "--help"):
-            raise HelpWanted
-        elif token.startswith("--"):
-            _long(command, by_name, token, queue, given)
-        elif token.startswith("-") and token != "-":
-            _cluster(command, by_name, token, queue, given)
-        else:
-            words.append(token)
-            if command.tail_after and len(words) > command.tail_after:
-                words += queue.rest()
-    _check_count(command, words)
-    return Call(command, tuple(words), given)
+    reader = _Reader(command, (*command.options, *shared), arguments)
+    reader.read()
+    _check_count(command, reader.words)
+    return Call(command, tuple(reader.words), reader.given)
 
 
-class _Queue:
-    """The arguments that are still to be read."""
+class _Reader:
+    """Goes through the arguments once; `words` and `given` are what was found."""
 
-    def __init__(self, arguments: Iterable[str]) -> None:
+    def __init__(self, command: Command, options: Iterable[Option], arguments: Sequence[str]) -> None:
+        self.words: list[str] = []
+        self.given: dict[str, str] = {}
+        self._command = command
         self._left = list(arguments)[::-1]
+        self._options: dict[str, Option] = {}
+        for option in options:
+            self._options[f"--{option.name}"] = option
+            if option.short:
+                self._options[f"-{option.short}"] = option
 
-    def __bool__(self) -> bool:
-        return bool(self._left)
+    def read(self) -> None:
+        """Reads all of them."""
+        while self._left:
+            token = self._left.pop()
+            if token == "--":
+                self._take_rest()
+            elif token in ("-h", "--help"):
+                raise HelpWanted
+            elif token.startswith("--"):
+                self._read_long(token)
+            elif token.startswith("-") and token != "-":
+                self._read_cluster(token)
+            else:
+                self.words.append(token)
+                if self._command.tail_after and len(self.words) > self._command.tail_after:
+                    self._take_rest()
 
-    def take(self) -> str:
-        return self._left.pop()
+    def _take_rest(self) -> None:
+        self.words += self._left[::-1]
+        self._left = []
 
-    def rest(self) -> list[str]:
-        rest, self._left = self._left[::-1], []
-        return rest
-
-
-def _long(command: Command, by_name: dict[str, Option], token: str, queue: _Queue, given: dict[str, str]) -> None:
-    name, equals, text = token.partition("=")
-    option = by_name.get(name)
-    if option is None:
-        raise _unknown(command, by_name, name)
-    if not option.value:
-        if equals and text not in ("true", "false"):
-            raise InvalidSpec(f"{name} takes no value, not {printable(text)}", hint=see_help(command))
-        given[option.name] = text or "true"
-        return
-    if not equals:
-        text = _following(command, option, queue)
-    given[option.name] = _chosen(option, text)
-
-
-def _cluster(command: Command, by_name: dict[str, Option], token: str, queue: _Queue, given: dict[str, str]) -> None:
-    """`-it`, `-o json`, `-ojson`, `-o=json`."""
-    for index, letter in enumerate(token[1:], start=1):
-        option = by_name.get(f"-{letter}")
-        if option is None:
-            raise _unknown(command, by_name, f"-{letter}")
+    def _read_long(self, token: str) -> None:
+        name, equals, text = token.partition("=")
+        option = self._option(name)
         if option.value:
-            text = token[index + 1 :].removeprefix("=") or _following(command, option, queue)
-            given[option.name] = _chosen(option, text)
-            return
-        given[option.name] = "true"
+            self.given[option.name] = _chosen(option, text if equals else self._following(option))
+        elif equals and text not in ("true", "false"):
+            raise InvalidSpec(f"{name} takes no value, not {printable(text)}", hint=see_help(self._command))
+        else:
+            self.given[option.name] = text or "true"
 
+    def _read_cluster(self, token: str) -> None:
+        """`-it`, `-o json`, `-ojson`, `-o=json`."""
+        for index, letter in enumerate(token[1:], start=1):
+            option = self._option(f"-{letter}")
+            if option.name == "help":
+                raise HelpWanted
+            if option.value:
+                text = token[index + 1 :].removeprefix("=") or self._following(option)
+                self.given[option.name] = _chosen(option, text)
+                return
+            self.given[option.name] = "true"
 
-def _following(command: Command, option: Option, queue: _Queue) -> str:
-    if not queue:
-        raise InvalidSpec(f"--{option.name} needs a value ({option.value})", hint=see_help(command))
-    return queue.take()
+    def _option(self, name: str) -> Option:
+        option = self._options.get(name)
+        if option is not None:
+            return option
+        long = [known for known in self._options if known.startswith("--")]
+        near = nearest(name, long) if name.startswith("--") else ""
+        hint = f"did you mean {near}? " if near else ""
+        raise InvalidSpec(f"{self._command.path} has no option {printable(name)}", hint=hint + see_help(self._command))
+
+    def _following(self, option: Option) -> str:
+        if not self._left:
+            raise InvalidSpec(f"--{option.name} needs a value ({option.value})", hint=see_help(self._command))
+        return self._left.pop()
 
 
 def _chosen(option: Option, text: str) -> str:
@@ -194,12 +197,6 @@ def _chosen(option: Option, text: str) -> str:
         allowed = ", ".join(option.choices)
         raise InvalidSpec(f"--{option.name} cannot be {printable(text)}", hint=f"choose one of: {allowed}")
     return text
-
-
-def _unknown(command: Command, by_name: dict[str, Option], name: str) -> InvalidSpec:
-    near = nearest(name, [known for known in by_name if known.startswith("--")]) if name.startswith("--") else ""
-    hint = f"did you mean {near}? {see_help(command)}" if near else see_help(command)
-    return InvalidSpec(f"{command.path} has no option {printable(name)}", hint=hint)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -67,23 +67,11 @@ def _exists(path: str) -> bool:
 def _has_dead_operations(connection: _sqlite3.Connection, root: str) -> bool:
     """Whether some command died in the middle of its work: nobody holds the lock of its operation."""
     operations = connection.execute("SELECT id FROM operation").fetchall()
-    return any(not _is_locked(f"{root}/operations/{operation}.lock") for (operation,) in operations)
-
-
-def _is_locked(path: str) -> bool:
-    import fcntl
-
-    try:
-        handle = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    except OSError:
+    if not operations:
         return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        posix.close(handle)
-    return False
+    from cocoon.host.locks import is_locked
+
+    return any(not is_locked(f"{root}/operations/{operation}.lock") for (operation,) in operations)
 
 
 def is_running(pid: int, start_ticks: int, boot_id: str) -> bool:

@@ -14,7 +14,7 @@ from cocoon.model.vm import VMRecord
 
 def _start(context: Context, call: Call) -> int:
     engine = context.engine()
-    return _batch(context, call, lambda vm_id: engine.start_vm(vm_id), "started")
+    return _batch(context, call, act=lambda vm_id: engine.start_vm(vm_id), done="started")
 
 
 def _stop(context: Context, call: Call) -> int:
@@ -23,16 +23,18 @@ def _stop(context: Context, call: Call) -> int:
         raise InvalidSpec(f"--timeout must be more than 0, not {timeout_s:g}", hint="to stop at once use --force")
     engine = context.engine()
     force = call.is_on("force")
-    return _batch(context, call, lambda vm_id: engine.stop_vm(vm_id, force=force, timeout_s=timeout_s), "stopped")
+    return _batch(
+        context, call, act=lambda vm_id: engine.stop_vm(vm_id, force=force, timeout_s=timeout_s), done="stopped"
+    )
 
 
 def _rm(context: Context, call: Call) -> int:
     engine = context.engine()
     force = call.is_on("force")
-    return _batch(context, call, lambda vm_id: engine.remove_vm(vm_id, force=force), "removed")
+    return _batch(context, call, act=lambda vm_id: engine.remove_vm(vm_id, force=force), done="removed")
 
 
-def _batch(context: Context, call: Call, act: Callable[[str], object], done: str) -> int:
+def _batch(context: Context, call: Call, *, act: Callable[[str], object], done: str) -> int:
     """Resolves every reference first, then does what can be done; the exit status is that of the first failure."""
     vms = _resolve(context, references(call))
     succeeded: list[str] = []
