@@ -190,7 +190,7 @@ def _memory(vm: VMRecord, facts: HostFacts) -> str:
     if vm.spec.hugepages:
         page = facts.hugepage_bytes // 1024
         return (
-            f"memory-backend-memfd,id=mem,size={vm.spec.memory_bytes},share=off,"
+            f"memory-backend-memfd,id=mem,size={vm.spec.memory_bytes},share=on,"
             f"hugetlb=on,hugetlbsize={page}K,prealloc=on"
         )
     return f"memory-backend-ram,id=mem,size={vm.spec.memory_bytes},share=off"
@@ -200,7 +200,8 @@ def _boot(vm: VMRecord) -> tuple[str, ...]:
     if not isinstance(vm.boot, DirectBoot):
         raise Unsupported("QEMU VMs that boot by firmware are not supported by this version of cocoon")
     initrd = ("-initrd", INITRD) if vm.boot.initrd_path else ()
-    return ("-kernel", KERNEL, *initrd, "-append", vm.kernel_cmdline)
+    # strict: the firmware leaves alone what it is not to boot from; it would try every disk else.
+    return ("-boot", "strict=on", "-kernel", KERNEL, *initrd, "-append", vm.kernel_cmdline)
 
 
 def _channels() -> tuple[str, ...]:

@@ -1,0 +1,171 @@
+"""QEMU's command line against golden files (tests/plans; COCOON_TEST_UPDATE_PLANS=1 writes them anew)."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import pytest
+
+from cocoon.errors import Unsupported
+from cocoon.host.cgroup import GROUP_NAME
+from cocoon.hypervisors.capsule_names import CGROUP_NAME, TUN
+from cocoon.hypervisors.qemu.backend import BACKEND, parse_version
+from cocoon.hypervisors.qemu.launch import MAX_DISKS, MAX_NICS, QMP_SOCKET, plan_capsule, render_arguments
+from cocoon.model.host import BinaryFacts
+from cocoon.model.vm import FirmwareBoot
+from cocoon.plan.launch import LaunchVMM
+from cocoon.units import MIB
+from cocoon.value import from_plain, to_plain
+from qemu_examples import (
+    make_arm_facts,
+    make_facts,
+    make_image,
+    make_kvm_facts,
+    make_paths,
+    make_spec,
+    make_vm,
+)
+
+PLANS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "plans")
+ARM_VM = make_vm(make_spec(), kernel_cmdline="console=ttyAMA0 loglevel=3")
+CASES = {
+    "qemu-tcg": (make_vm(), make_facts()),
+    "qemu-kvm": (make_vm(), make_kvm_facts()),
+    "qemu-no-nic": (make_vm(make_spec(nics=0)), make_facts()),
+    "qemu-nics": (make_vm(make_spec(nics=3)), make_facts()),
+    "qemu-disks": (make_vm(make_spec(nics=0), layers=20), make_facts()),
+    "qemu-hugepages": (make_vm(make_spec(hugepages=True)), make_kvm_facts(free_hugepages=1024)),
+    "qemu-small": (make_vm(make_spec(memory_bytes=64 * MIB, cpus=1, nics=0)), make_facts()),
+    "qemu-arm64-tcg": (ARM_VM, make_arm_facts()),
+    "qemu-arm64-kvm": (ARM_VM, make_arm_facts(kvm=make_kvm_facts().kvm)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_golden_plan(name: str) -> None:
+    vm, facts = CASES[name]
+    steps = BACKEND.plan_launch(vm, make_paths(), facts)
+    text = "\n\n".join("\n".join(step.describe()) for step in steps) + "\n"
+    path = f"{PLANS}/{name}.txt"
+    if os.environ.get("COCOON_TEST_UPDATE_PLANS"):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    with open(path, encoding="utf-8") as file:
+        assert text == file.read()
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_steps_survive_the_store(name: str) -> None:
+    vm, facts = CASES[name]
+    for step in BACKEND.plan_launch(vm, make_paths(), facts):
+        assert from_plain(type(step), to_plain(step)) == step
+
+
+def test_no_host_path_is_inside_but_the_closure() -> None:
+    vm, facts = CASES["qemu-nics"]
+    binary = facts.binaries["qemu"]
+    own = [word for word in render_arguments(vm, facts) if "/srv/" in word or "/run/cocoon" in word]
+    assert own == []
+    binds = plan_capsule(vm, make_paths(), facts).binds
+    assert {bind.inner for bind in binds if bind.inner == bind.host} == {binary.path, *binary.closure}
+    assert [bind.inner for bind in binds if bind.writable] == ["/vm/disk/1"]
+
+
+def test_the_tun_device_is_there_only_for_nics() -> None:
+    facts = make_facts()
+    assert TUN in plan_capsule(make_vm(), make_paths(), facts).devices
+    assert TUN not in plan_capsule(make_vm(make_spec(nics=0)), make_paths(), facts).devices
+
+
+def test_kvm_device_only_when_it_runs_guests() -> None:
+    inner = [device.inner for device in plan_capsule(make_vm(), make_paths(), make_facts()).devices]
+    assert "/dev/kvm" not in inner
+    inner = [device.inner for device in plan_capsule(make_vm(), make_paths(), make_kvm_facts()).devices]
+    assert "/dev/kvm" in inner
+
+
+def test_every_device_has_an_address_of_its_own() -> None:
+    spec = make_spec(nics=MAX_NICS)
+    arguments = render_arguments(make_vm(spec, layers=MAX_DISKS - 2), make_facts())
+    places = [match.group(1) for word in arguments if (match := re.search(r"addr=(0x[0-9a-fx.]+)", word))]
+    assert len(places) == len(set(places)) == MAX_DISKS + MAX_NICS + 3
+    slots = {int(place.split(".")[0], 16) for place in places}
+    assert min(slots) > 0x01
+    assert max(slots) < 0x1F  # where q35 has its own
+
+
+def test_balloon_begins_at_256_mib() -> None:
+    for memory, there in ((255, False), (256, True)):
+        steps = BACKEND.plan_launch(make_vm(make_spec(memory_bytes=memory * MIB)), make_paths(), make_facts())
+        assert (len(steps) == 2) is there
+        launch = steps[0]
+        assert isinstance(launch, LaunchVMM)
+        assert any("virtio-balloon" in word for word in launch.capsule.arguments) is there
+    assert to_plain(steps[1])["arguments"] == {"value": 192 * MIB}
+
+
+def test_shutdown_is_the_power_button() -> None:
+    (step,) = BACKEND.plan_shutdown(make_vm())
+    assert to_plain(step)["command"] == "system_powerdown"
+    assert "system_powerdown" in step.describe()[0]
+
+
+def test_awkward_host_paths_are_quoted_and_commas_doubled() -> None:
+    paths = make_paths().replace(run_dir="/run/it's here", disk_dir="/srv/a,b c")
+    vm = make_vm()
+    disks = (vm.disks[0].replace(path="/srv/a,b c/layer.erofs"), *vm.disks[1:])
+    step = BACKEND.plan_launch(vm.replace(disks=disks), paths, make_facts())[0]
+    text = "\n".join(step.describe())
+    assert "RUN='/run/it'\"'\"'s here'" in text
+    assert "filename=/srv/a,,b c/layer.erofs," in text
+
+
+def test_disk_one_is_not_disk_ten() -> None:
+    step = BACKEND.plan_launch(make_vm(layers=12), make_paths(), make_facts())[0]
+    text = "\n".join(step.describe())
+    for index in range(12):
+        assert f"node-name=disk{index}-file,filename=/srv/cocoon/blobs/{index:064x}.erofs," in text
+    assert "/vm/" not in text.replace(QMP_SOCKET, "")
+
+
+def test_capsule_and_engine_name_the_group_alike() -> None:
+    assert CGROUP_NAME == GROUP_NAME
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"facts": make_facts(arch="riscv64")}, "riscv64"),
+        ({"binary": BinaryFacts(path="", version="", closure=(), reason="not there")}, "not there"),
+        ({"binary": BinaryFacts(path="/q", version="6.2.0", closure=(), reason="")}, "older than 7.2"),
+        ({"binary": BinaryFacts(path="/q", version="what", closure=(), reason="")}, "older than 7.2"),
+        ({"image": make_image(platform="linux/arm64")}, "linux/arm64"),
+        ({"image": make_image(layers=MAX_DISKS - 1)}, f"at most {MAX_DISKS} disks"),
+        ({"spec": make_spec(nics=MAX_NICS + 1)}, f"at most {MAX_NICS} NICs"),
+    ],
+)
+def test_refusals(changes: dict[str, Any], words: str) -> None:
+    facts = changes.get("facts", make_facts())
+    if "binary" in changes:
+        facts = facts.replace(binaries={**facts.binaries, "qemu": changes["binary"]})
+    with pytest.raises(Unsupported, match=re.escape(words)):
+        BACKEND.check(changes.get("spec", make_spec()), changes.get("image", make_image()), facts)
+
+
+def test_what_fits_is_accepted() -> None:
+    BACKEND.check(make_spec(nics=MAX_NICS), make_image(layers=MAX_DISKS - 2), make_facts())
+
+
+def test_firmware_boot_is_refused() -> None:
+    vm = make_vm(boot=FirmwareBoot(firmware_path="/usr/share/OVMF/OVMF.fd"))
+    with pytest.raises(Unsupported, match="firmware"):
+        BACKEND.plan_launch(vm, make_paths(), make_facts())
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("7.2.22", (7, 2, 22)), ("10.0.2+ds", (10, 0)), ("9.1.0-rc2", (9, 1)), ("", ()), ("x.1", ())]
+)
+def test_versions(text: str, numbers: tuple[int, ...]) -> None:
+    assert parse_version(text) == numbers
