@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cocoon.host import process
+from cocoon.errors import NotFound
 from cocoon.host.files import read_bounded
 from cocoon.model.vm import VMRecord, VMState
 
@@ -70,7 +71,7 @@ def read_exit_record(path: str) -> dict[str, object] | None:
     """What the shim recorded at the end of the last VMM, or None."""
     try:
         content = json.loads(read_bounded(path, EXIT_RECORD_LIMIT))
-    except (FileNotFoundError, ValueError):
+    except (NotFound, ValueError):
         return None
     return content if isinstance(content, dict) else None
 
