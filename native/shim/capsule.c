@@ -1,236 +1,171 @@
 /* PID 1 of a capsule: builds the small root, starts the VMM in it with nothing in its hands, waits for its end.
  *
- * The root is a subdirectory of a tmpfs: we pivot to the tmpfs and then chroot into the subdirectory, because the
- * kernel gives no user namespace (and so no new capabilities) to a process in a chroot (user_namespaces(7), EPERM). */
+ * The root is a subdirectory of a tmpfs: we pivot to the tmpfs and then chroot into the subdirectory, because the kernel
+ * gives no user namespace, and so no new capabilities, to a process in a chroot (user_namespaces(7): EPERM). */
 #include "shim.h"
 
 #include <grp.h>
-#include <stdarg.h>
-#include <sched.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/sysmacros.h>
 
-/* linux/mount.h, linux/capability.h and linux/securebits.h: musl-gcc does not see the kernel's headers. */
-#ifndef OPEN_TREE_CLONE
-#define OPEN_TREE_CLONE 1
-#endif
-enum { TREE_CLOEXEC = O_CLOEXEC, EMPTY_PATH = 0x1000, FROM_EMPTY_PATH = 4, TO_EMPTY_PATH = 0x40 };
-enum { ATTR_RDONLY = 1, ATTR_NOSUID = 2, ATTR_NODEV = 4, ATTR_NOEXEC = 8 };
-enum { KILL_CAPABILITY = 5, CAPABILITY_VERSION_3 = 0x20080522, CLOEXEC_RANGE = 4 };
-/* NOROOT, NO_SETUID_FIXUP, KEEP_CAPS (off) and NO_CAP_AMBIENT_RAISE, each locked. */
+/* From linux/{mount,fcntl,capability,securebits,close_range}.h: musl-gcc does not see the kernel's headers. */
+enum { TREE_CLONE = 1, EMPTY_PATH = 0x1000, FROM_EMPTY_PATH = 4, TO_EMPTY_PATH = 0x40, CLOEXEC_RANGE = 4 };
+enum { RDONLY = 1, NOSUID = 2, NODEV = 4, NOEXEC = 8, CAPABILITY_VERSION_3 = 0x20080522, KILL_CAPABILITY = 5 };
+/* NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE on, KEEP_CAPS off, each locked. */
 enum { SECUREBITS = 0x01 | 0x02 | 0x04 | 0x08 | 0x20 | 0x40 | 0x80 };
-struct mount_attributes {
-	uint64_t set, clear, propagation, user_namespace;
-};
+/* Where our words and pids go; fixed numbers, so that everything else can be closed in one go. */
+enum { BIRTH = 3, ENDING };
 
-/* The ends that our words and pids go to; fixed numbers, so that everything else can be closed in one go. */
-enum { BIRTH = 3, ENDING = 4 };
-
-static void tell(char kind, const char *format, va_list values)
-{
+/* To the supervisor: `f` words of a failure, `w` a warning, `u` a protection that is not in force. */
+static __attribute__((format(printf, 2, 3))) void tell(char kind, const char *format, ...) {
 	char line[MESSAGE] = {kind};
-	vsnprintf(line + 1, sizeof(line) - 1, format, values);
-	send(BIRTH, line, strlen(line), MSG_NOSIGNAL);
-}
-
-/* Ends the capsule; the supervisor passes the words on to whoever started it. */
-static _Noreturn __attribute__((format(printf, 1, 2))) void fail(const char *format, ...)
-{
 	va_list values;
 	va_start(values, format);
-	tell('f', format, values);
+	vsnprintf(line + 1, sizeof(line) - 1, format, values);
 	va_end(values);
+	say(BIRTH, line);
+}
+
+static void check(long result, const char *what, const char *value) {
+	if (result >= 0)
+		return;
+	tell('f', "%s %s: %s", what, value, strerror(errno));
 	_exit(1);
 }
 
-/* `kind` is 'w' for a warning, 'u' for a protection that is not in force: `name<TAB>reason`. */
-static __attribute__((format(printf, 2, 3))) void note(char kind, const char *format, ...)
-{
-	va_list values;
-	va_start(values, format);
-	tell(kind, format, values);
-	va_end(values);
-}
-
-/* A required protection: without it we go on only when told so, and say it. */
-static void require(const struct spec *spec, long result, const char *protection, const char *what)
-{
-	if (result >= 0)
-		return;
+/* A required protection: without it we go on only when told so. */
+static void require(const struct spec *spec, long result, const char *protection, const char *what) {
 	if (!spec->insecure)
-		fail("%s: %s", what, strerror(errno));
-	note('u', "%s\t%s: %s", protection, what, strerror(errno));
+		check(result, protection, what);
+	else if (result < 0)
+		tell('u', "%s\t%s: %s", protection, what, strerror(errno));
 }
 
-static void check(long result, const char *what, const char *value)
-{
-	if (result < 0)
-		fail("%s %s: %s", what, value, strerror(errno));
-}
-
-/* Makes `inner` below `root`, with its parents, and returns an O_PATH descriptor of it, or -1. No symlink is followed:
- * in a running capsule some directories belong to the VMM. */
-int make_target(int root, const char *inner, bool directory)
-{
-	char name[256];
+/* Makes `inner` below `root`, with its parents, and returns an O_PATH descriptor of it, or -1. No symlink is followed: in
+ * a running capsule some directories are the VMM's. */
+static int make_target(int root, const char *inner, bool directory) {
 	int at = fcntl(root, F_DUPFD_CLOEXEC, FD_FIRST_FREE);
 	while (at >= 0 && *inner) {
+		char name[256];
 		size_t length = strcspn(++inner, "/");
-		bool last = !inner[length];
-		if (length >= sizeof(name)) {
-			close(at);
-			errno = ENAMETOOLONG;
-			return -1;
-		}
-		memcpy(name, inner, length);
-		name[length] = 0;
-		int made = 0;
-		if (last && !directory) {
-			made = openat(at, name, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0444);
-			if (made >= 0)
-				made = close(made);
-		} else if (mkdirat(at, name, 0755) == 0) {
-			made = fchmodat(at, name, 0755, 0); /* whatever the umask */
-		} else {
-			made = -1;
-		}
-		int next = -1;
-		if (made == 0 || errno == EEXIST)
-			next = openat(at, name, O_PATH | O_NOFOLLOW | O_CLOEXEC | (last && !directory ? 0 : O_DIRECTORY));
-		int reason = errno;
-		close(at);
-		errno = reason;
-		at = next;
+		int parent = at, kind = directory || inner[length] ? O_DIRECTORY : 0;
+		snprintf(name, sizeof(name), "%.*s", (int)length, inner);
+		if (kind)
+			mkdirat(parent, name, 0755);
+		else
+			close(openat(parent, name, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0444));
+		at = openat(parent, name, O_PATH | O_NOFOLLOW | O_CLOEXEC | kind);
+		close(parent);
 		inner += length;
 	}
 	return at;
 }
 
-/* Puts the detached mount `tree` onto `target`. Everything is nosuid and nodev; what is writable is not executable.
- * NULL, or what went wrong (with errno). */
-const char *attach_bind(int tree, int target, bool writable)
-{
-	struct mount_attributes flags = {.set = ATTR_NOSUID | ATTR_NODEV | (writable ? ATTR_NOEXEC : ATTR_RDONLY)};
-	if (syscall(SYS_mount_setattr, tree, "", EMPTY_PATH, &flags, sizeof(flags)) < 0)
-		return "mount_setattr";
-	if (syscall(SYS_move_mount, tree, "", target, "", FROM_EMPTY_PATH | TO_EMPTY_PATH) < 0)
-		return "move_mount";
-	return NULL;
+/* A copy of one mount of the host, without those below it; `about` is what is there. */
+static int copy_mount(const char *host, struct stat *about) {
+	int tree = (int)syscall(SYS_open_tree, AT_FDCWD, host, TREE_CLONE | O_CLOEXEC);
+	return tree >= 0 && fstat(tree, about) < 0 ? -1 : tree;
 }
 
-static void make_bind(int root, const struct bind *bind)
-{
-	struct stat about;
-	/* Not recursive: what is mounted below a directory of the host is not shown. */
-	int tree = (int)syscall(SYS_open_tree, AT_FDCWD, bind->host, OPEN_TREE_CLONE | TREE_CLOEXEC);
-	check(tree, "open", bind->host);
-	check(fstat(tree, &about), "stat", bind->host);
-	int target = make_target(root, bind->inner, S_ISDIR(about.st_mode));
-	check(target, "make in the capsule", bind->inner);
-	const char *wrong = attach_bind(tree, target, bind->writable);
-	check(wrong ? -1 : 0, wrong ? wrong : "", bind->host);
-	close(target);
-	close(tree);
+/* Puts it at `inner`: nosuid and nodev, and either read-only or not executable. */
+static int place_mount(int root, const char *inner, int tree, bool directory, bool writable) {
+	const struct { uint64_t set, clear, propagation, user_namespace; } flags = {
+		.set = NOSUID | NODEV | (writable ? NOEXEC : RDONLY)};
+	int target = make_target(root, inner, directory);
+	if (target < 0 || syscall(SYS_mount_setattr, tree, "", EMPTY_PATH, &flags, sizeof(flags)) < 0 ||
+	    syscall(SYS_move_mount, tree, "", target, "", FROM_EMPTY_PATH | TO_EMPTY_PATH) < 0)
+		return -1;
+	return close(target);
 }
 
-static void make_directory(int root, const char *inner, mode_t mode, const struct spec *owner)
-{
-	int made = make_target(root, inner, true);
-	check(made, "make in the capsule", inner);
+static void make_owned(int root, const char *inner, mode_t mode, const struct spec *owner) {
+	check(fchownat(root, inner + 1, (uid_t)owner->uid, (gid_t)owner->gid, 0), "chown", inner);
 	check(fchmodat(root, inner + 1, mode, 0), "chmod", inner);
-	if (owner)
-		check(fchownat(root, inner + 1, (uid_t)owner->uid, (gid_t)owner->gid, 0), "chown", inner);
-	close(made);
 }
 
-static void make_device(int root, const struct device *device, mode_t mode, const struct spec *owner)
-{
-	char parent[4096];
-	const char *name = device->inner + 1, *slash = strrchr(device->inner, '/');
-	snprintf(parent, sizeof(parent), "%.*s", (int)(slash - device->inner), device->inner);
-	if (*parent)
-		make_directory(root, parent, 0755, NULL);
-	check(mknodat(root, name, S_IFCHR, makedev((unsigned)device->major, (unsigned)device->minor)), "mknod", device->inner);
-	check(fchmodat(root, name, mode, 0), "chmod", device->inner);
-	if (owner)
-		check(fchownat(root, name, (uid_t)owner->uid, (gid_t)owner->gid, 0), "chown", device->inner);
+static void make_device(int root, const char *inner, mode_t mode, dev_t number) {
+	close(make_target(root, inner, false)); /* for its parents */
+	unlinkat(root, inner + 1, 0);
+	check(mknodat(root, inner + 1, S_IFCHR | mode, number), "mknod", inner);
 }
 
-static void build_root(const struct spec *spec)
-{
-	static const struct device common[] = {{"/dev/null", 1, 3}, {"/dev/zero", 1, 5}, {"/dev/urandom", 1, 9}};
-	check(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "make mounts private", "");
-	/* Over /proc, in our own namespace only: it exists everywhere, and nothing that we bind lies below it. */
+static void build_root(const struct spec *spec) {
+	static const char *const own[] = {"/vm/run", "/vm/out", "/tmp"};
+	struct stat about;
+	check(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "make private", "/");
+	/* Over /proc, in our own namespace only: it is there everywhere, and nothing that we bind lies below it. */
 	check(mount("capsule", "/proc", "tmpfs", MS_NOSUID | MS_NOEXEC, "size=4m,nr_inodes=4k,mode=0755"), "mount", "tmpfs");
 	check(chdir("/proc"), "enter", "tmpfs");
+	umask(0);
 	check(mkdir("root", 0755), "make", "root");
 	int root = open("root", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	check(root, "open", "root");
-	check(chmod("root", 0755), "chmod", "root");
-	make_directory(root, "/vm", 0755, NULL);
-	make_directory(root, "/vm/run", 0700, spec);
-	make_directory(root, "/vm/out", 0700, spec);
-	make_directory(root, "/tmp", 0700, spec);
-	for (size_t i = 0; i < sizeof(common) / sizeof(*common); i++)
-		make_device(root, &common[i], 0666, NULL);
-	for (size_t i = 0; i < spec->device_count; i++)
-		make_device(root, &spec->devices[i], 0600, spec);
-	for (size_t i = 0; i < spec->bind_count; i++)
-		make_bind(root, &spec->binds[i]);
-	close(root);
+	for (size_t i = 0; i < sizeof(own) / sizeof(*own); i++) {
+		check(close(make_target(root, own[i], true)), "make in the capsule", own[i]);
+		make_owned(root, own[i], 0700, spec);
+	}
+	make_device(root, "/dev/null", 0666, makedev(1, 3));
+	make_device(root, "/dev/zero", 0666, makedev(1, 5));
+	make_device(root, "/dev/urandom", 0666, makedev(1, 9));
+	for (const struct device *device = spec->devices; device->inner; device++) {
+		make_device(root, device->inner, 0600, makedev((unsigned)device->major, (unsigned)device->minor));
+		make_owned(root, device->inner, 0600, spec);
+	}
+	for (const struct bind *bind = spec->binds; bind->host; bind++) {
+		int tree = copy_mount(bind->host, &about);
+		check(tree, "open", bind->host);
+		check(place_mount(root, bind->inner, tree, S_ISDIR(about.st_mode), bind->mode[1] == 'w'), "bind", bind->inner);
+		close(tree);
+	}
 	failpoint("built");
 	/* The old root ends up on top of the new one at the same place, and is taken off (pivot_root(2)). */
 	check(syscall(SYS_pivot_root, ".", "."), "pivot_root", "");
 	check(umount2(".", MNT_DETACH), "detach", "the old root");
 	check(chroot("root"), "chroot", "");
 	check(chdir("/"), "enter", "the capsule");
+	umask(077);
 }
 
-static void enter_namespaces(const struct spec *spec)
-{
-	check(unshare(CLONE_NEWNS), "new mount namespace", "");
+static void enter_namespaces(const struct spec *spec) {
+	char path[300] = "";
+	check(unshare(CLONE_NEWNS), "unshare", "mount namespace");
 	require(spec, unshare(CLONE_NEWIPC | CLONE_NEWUTS), "private-ipc", "new IPC and UTS namespaces");
 	if (*spec->netns) {
-		char path[300];
 		snprintf(path, sizeof(path), "/run/netns/%s", spec->netns);
-		int netns = strchr(spec->netns, '/') ? -1 : open(path, O_RDONLY | O_CLOEXEC);
-		check(netns, "open network namespace", path);
-		check(setns(netns, CLONE_NEWNET), "enter network namespace", path);
-		close(netns);
+		int netns = open(path, O_RDONLY | O_CLOEXEC);
+		check(netns, "open", path);
+		check(setns(netns, CLONE_NEWNET), "enter", path);
 	} else {
 		require(spec, unshare(CLONE_NEWNET), "private-network", "new network namespace");
 	}
-	sethostname(spec->vm, strlen(spec->vm) > 63 ? 63 : strlen(spec->vm)); /* only a name; in vain when not ours */
+	if (!spec->insecure && sethostname(spec->vm, strnlen(spec->vm, 63)) < 0)
+		tell('w', "the capsule has the host's name"); /* with `insecure` the name may not be ours to change */
 }
 
-/* Gives up every capability but those in `keep`, for good: no program that is executed later gets one back. */
-static void drop_capabilities(const struct spec *spec, uint32_t keep)
-{
-	struct { uint32_t version; int pid; } header = {CAPABILITY_VERSION_3, 0};
-	struct { uint32_t effective, permitted, inheritable; } sets[2] = {{keep, keep, 0}, {0, 0, 0}};
-	const char *name = "no-capabilities";
-	prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-	for (unsigned long i = 0; i < 64 && prctl(PR_CAPBSET_READ, i, 0, 0, 0) >= 0; i++)
-		if (!(i < 32 && keep & (1u << i)))
-			require(spec, prctl(PR_CAPBSET_DROP, i, 0, 0, 0), name, "drop a capability");
-	require(spec, prctl(PR_SET_SECUREBITS, SECUREBITS, 0, 0, 0), name, "lock the secure bits");
+/* Gives up every capability but those in `keep`, for good: no program that is executed later gets one back. With `keep`
+ * zero we also become the VM's own user. */
+static void drop_privileges(const struct spec *spec, uint32_t keep) {
+	static const char name[] = "no-capabilities", own[] = "own-uid";
+	const struct { uint32_t version; int pid; } header = {CAPABILITY_VERSION_3, 0};
+	const struct { uint32_t effective, permitted, inheritable; } sets[2] = {{keep, keep, 0}, {0, 0, 0}};
+	uid_t uid = (uid_t)spec->uid;
+	gid_t gid = (gid_t)spec->gid;
+	for (unsigned long i = 0; prctl(PR_CAPBSET_READ, i, 0, 0, 0) >= 0; i++)
+		if (i > 31 || !(keep & (1u << i)))
+			require(spec, prctl(PR_CAPBSET_DROP, i, 0, 0, 0), name, "bounding set");
+	require(spec, prctl(PR_SET_SECUREBITS, SECUREBITS, 0, 0, 0), name, "secure bits");
 	if (!keep) {
-		uid_t real, effective, saved;
-		require(spec, setgroups(0, NULL), "own-uid", "drop groups");
-		require(spec, setresgid((gid_t)spec->gid, (gid_t)spec->gid, (gid_t)spec->gid), "own-uid", "setgid");
-		require(spec, setresuid((uid_t)spec->uid, (uid_t)spec->uid, (uid_t)spec->uid), "own-uid", "setuid");
-		if (!getresuid(&real, &effective, &saved) && (!real || !effective || !saved)) {
-			errno = EPERM;
-			require(spec, -1, "own-uid", "the VMM would be root");
-		}
+		require(spec, setgroups(0, NULL), own, "setgroups");
+		require(spec, setresgid(gid, gid, gid), own, "setresgid");
+		require(spec, setresuid(uid, uid, uid), own, "setresuid");
+		errno = EPERM;
+		require(spec, geteuid() && getegid() ? 0 : -1, own, "the VMM is root");
 	}
-	require(spec, syscall(SYS_capset, &header, sets), name, "give up capabilities");
+	require(spec, syscall(SYS_capset, &header, sets), name, "capset"); /* empties the ambient set as well */
 	require(spec, prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), name, "no_new_privs");
 }
 
-static void limit(int what, uint64_t most, const char *name)
-{
+static void limit(int what, uint64_t most, const char *name) {
 	struct rlimit limits = {most, most};
 	if (setrlimit(what, &limits) == 0)
 		return;
@@ -238,46 +173,41 @@ static void limit(int what, uint64_t most, const char *name)
 	getrlimit(what, &limits);
 	limits.rlim_cur = limits.rlim_max;
 	setrlimit(what, &limits);
-	note('w', "limit of %s stays at %llu", name, (unsigned long long)limits.rlim_max);
+	tell('w', "the limit of %s stays at %llu", name, (unsigned long long)limits.rlim_max);
 }
 
-static _Noreturn void start_vmm(struct spec *spec)
-{
+static _Noreturn void start_vmm(struct spec *spec) {
 	char go;
 	sigset_t none;
-	setsid(); /* without a controlling terminal: what the guest types cannot become a signal */
-	dup2(0, 1);
+	setsid(); /* without a controlling terminal: what is typed cannot become a signal */
 	limit(RLIMIT_NOFILE, spec->open_files, "open files");
 	limit(RLIMIT_MEMLOCK, spec->memlock, "locked memory");
 	limit(RLIMIT_CORE, 0, "core");
-	drop_capabilities(spec, 0);
-	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); /* cleared by the change of uid, so only now */
+	drop_privileges(spec, 0);
+	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); /* the change of uid clears it, so only now */
 	failpoint("vmm");
 	/* The supervisor learns our pid from the credentials of this message, and answers when it has noted it. */
-	if (send(BIRTH, "v", 1, MSG_NOSIGNAL) != 1 || recv(BIRTH, &go, 1, 0) != 1)
+	say(BIRTH, "v");
+	if (recv(BIRTH, &go, 1, 0) != 1)
 		_exit(1);
-	for (int number = 1; number < 65; number++)
-		signal(number, SIG_DFL);
+	signal(SIGPIPE, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	close_from(3, CLOEXEC_RANGE); /* BIRTH too: its end tells that we are the VMM now */
-	execve(spec->arguments[0], spec->arguments, spec->environment);
-	fail("execute %s: %s", spec->arguments[0], strerror(errno));
+	syscall(SYS_close_range, BIRTH, ~0u, CLOEXEC_RANGE); /* the end of BIRTH tells that we are the VMM now */
+	check(execve(spec->arguments[0], spec->arguments, spec->environment), "execute", spec->arguments[0]);
+	_exit(1);
 }
 
-/* Waits for the VMM. SIGTERM is passed on and after a while followed by SIGKILL; SIGINT means SIGKILL at once.
- * A VMM that were PID 1 itself would not get the SIGTERM at all (pid_namespaces(7)). */
-static _Noreturn void keep_vmm(pid_t vmm, uint64_t kill_after_ms)
-{
-	sigset_t all;
-	siginfo_t about;
-	uint64_t deadline = 0;
-	int status;
-	sigfillset(&all);
+/* Waits for the VMM. SIGTERM is passed on and after a while followed by SIGKILL; SIGINT means SIGKILL at once. A VMM that
+ * were PID 1 itself would not get the SIGTERM at all (pid_namespaces(7)). */
+static _Noreturn void keep_vmm(pid_t vmm, uint64_t kill_after_ms) {
+	sigset_t every;
+	uint64_t deadline = 0, now;
+	sigfillset(&every);
 	for (;;) {
-		uint64_t now = now_ms(), left = deadline > now ? deadline - now : 0;
+		uint64_t left = deadline > (now = now_ms()) ? deadline - now : 0;
 		struct timespec wait = {(time_t)(left / 1000), (long)(left % 1000) * 1000000};
-		int number = deadline ? sigtimedwait(&all, &about, &wait) : sigwaitinfo(&all, &about);
+		int number = sigtimedwait(&every, NULL, deadline ? &wait : NULL), status;
 		if (number == SIGTERM && !deadline) {
 			kill(vmm, SIGTERM);
 			deadline = now_ms() + kill_after_ms + 1;
@@ -289,44 +219,71 @@ static _Noreturn void keep_vmm(pid_t vmm, uint64_t kill_after_ms)
 			if (gone != vmm)
 				continue;
 			failpoint("reaped");
-			if (write(ENDING, &status, sizeof(status)) < 0)
-				_exit(1);
-			_exit(0);
+			_exit(write(ENDING, &status, sizeof(status)) < 0);
 		}
 	}
 }
 
 /* `cords` are the ends that the supervisor made for us; `own_pids` is false when there is no PID namespace. */
-_Noreturn void capsule_main(struct spec *spec, const struct cords *cords, bool own_pids)
-{
+_Noreturn void capsule_main(struct spec *spec, const struct cords *cords, bool own_pids) {
 	const int kept[] = {cords->terminal, cords->terminal, cords->errors, cords->birth, cords->ending};
 	for (int i = 0; i < 5; i++)
-		dup2(kept[i], i); /* all of them are above 6 */
+		dup2(kept[i], i); /* each of them is above 6 */
 	close(FD_REPORT);
-	close_from(FD_FIRST_FREE, 0);
-	/* PDEATHSIG comes too late when the supervisor has died already: then nobody reads our words. */
-	struct pollfd supervisor = {.fd = ENDING, .events = POLLOUT};
+	syscall(SYS_close_range, FD_FIRST_FREE, ~0u, 0);
+	/* When the supervisor has died already, no signal comes any more; then nobody reads our words either. */
+	struct pollfd supervisor = {.fd = ENDING};
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-	if (poll(&supervisor, 1, 0) == 1 && supervisor.revents & POLLERR)
+	if (poll(&supervisor, 1, 0) == 1)
 		_exit(1);
 	if (!own_pids)
-		note('u', "private-pids\tnew PID namespace: not permitted");
+		tell('u', "private-pids\tno new PID namespace");
 	setsid();
 	failpoint("building");
 	enter_namespaces(spec);
 	build_root(spec);
 	pid_t vmm = fork();
-	check(vmm, "fork", "");
+	check(vmm, "start", "the VMM");
 	if (!vmm)
 		start_vmm(spec);
-	drop_capabilities(spec, 1u << KILL_CAPABILITY);
-	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	drop_privileges(spec, 1u << KILL_CAPABILITY);
 	int nowhere = open("/dev/null", O_RDWR | O_CLOEXEC);
-	for (int i = 0; i < 3; i++)
-		dup2(nowhere, i); /* the VMM's terminal and pipe end with the VMM */
+	for (int i = 0; i < 4; i++)
+		dup2(nowhere, i); /* the VMM's terminal, pipe and birth are its own from now on */
 	close(nowhere);
-	close(BIRTH);
 	uint64_t kill_after_ms = spec->kill_after_ms;
-	spec_free(spec);
+	free(spec);
 	keep_vmm(vmm, kill_after_ms);
+}
+
+static int complain(const char *what, const char *value) {
+	dprintf(2, "%s %s: %s\n", what, value, strerror(errno));
+	return 1;
+}
+
+/* cocoon-shim attach PID TICKS HOST INNER ro|rw: puts a file or directory of the host into the capsule whose PID 1 is that
+ * process. The mount is made on the host's side and moved over: the capsule never sees a path of the host. */
+int attach_main(int count, char **words) {
+	char path[32];
+	struct stat about;
+	if (count != 5 || words[3][0] != '/' || (strcmp(words[4], "ro") && strcmp(words[4], "rw"))) {
+		errno = EINVAL;
+		return complain("attach", "PID TICKS HOST INNER ro|rw");
+	}
+	/* Everything through one descriptor of /proc/PID: once its start time is right, it stays that process. */
+	snprintf(path, sizeof(path), "/proc/%.20s", words[0]);
+	int process = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	errno = ESRCH;
+	if (process < 0 || start_ticks(process, "stat") != strtoull(words[1], NULL, 10))
+		return complain("process", words[0]);
+	int root = openat(process, "root", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	int mounts = openat(process, "ns/mnt", O_RDONLY | O_CLOEXEC), tree = copy_mount(words[2], &about);
+	if (root < 0 || mounts < 0 || tree < 0)
+		return complain("open", tree < 0 ? words[2] : path);
+	if (setns(mounts, CLONE_NEWNS) < 0)
+		return complain("enter", path);
+	umask(0);
+	if (place_mount(root, words[3], tree, S_ISDIR(about.st_mode), words[4][1] == 'w') < 0)
+		return complain("bind", words[3]);
+	return 0;
 }

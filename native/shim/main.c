@@ -1,143 +1,97 @@
 /* cocoon-shim: one static program beside each VMM.
  *
  *   cocoon-shim run      order on fd 3, go pipe on 4, report pipe on 5, alive lock (flock held) on 6; see shim.h
- *   cocoon-shim attach   puts a file of the host into a running capsule; see attach.c
+ *   cocoon-shim attach   puts a file of the host into a running capsule; see capsule.c
  *   cocoon-shim version
  *
  * Lines on the report pipe, until it is closed:
  *   supervisor PID TICKS | warning TEXT | unprotected NAME<TAB>TEXT | started PID TICKS PID TICKS | failed TEXT */
 #include "shim.h"
 
-#include <stdarg.h>
 #include <sys/file.h>
 
-uint64_t now_ms(void)
-{
+uint64_t now_ms(void) {
 	struct timespec now;
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
-/* Says `text` to a socket or a pipe, at once or not at all. */
-void say(int fd, const char *text)
-{
+/* Says `text` to a socket or a pipe; to a socket at once or not at all. */
+void say(int fd, const char *text) {
 	if (send(fd, text, strlen(text), MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno == ENOTSOCK &&
 	    write(fd, text, strlen(text)) < 0)
 		return; /* nobody listens any more */
 }
 
-void report(const char *kind, const char *format, ...)
-{
-	char line[MESSAGE + 32];
+void report(const char *kind, const char *format, ...) {
+	char line[MESSAGE * 2];
 	va_list values;
 	int used = snprintf(line, sizeof(line), "%s ", kind);
 	va_start(values, format);
-	vsnprintf(line + used, sizeof(line) - (size_t)used - 1, format, values);
+	vsnprintf(line + used, MESSAGE, format, values);
 	va_end(values);
-	for (char *at = line; *at; at++)
-		if (*at == '\n')
-			*at = ' ';
-	strcat(line, "\n");
-	say(FD_REPORT, line);
+	for (char *at = line; (at = strchr(at, '\n'));)
+		*at = ' ';
+	say(FD_REPORT, strcat(line, "\n"));
 }
 
 /* Field 22 of a process's `stat`; 0 when it has gone. Its second field is a name in parentheses that may hold any. */
-uint64_t start_ticks(int directory, const char *path)
-{
-	char text[1024], *at;
+uint64_t start_ticks(int directory, const char *path) {
+	char text[1024] = "";
 	int fd = openat(directory, path, O_RDONLY | O_CLOEXEC);
-	ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
-	if (fd >= 0)
-		close(fd);
-	if (got <= 0)
-		return 0;
-	text[got] = 0;
-	at = strrchr(text, ')');
+	ssize_t got = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	char *at = got > 0 ? strrchr(text, ')') : NULL;
 	for (int field = 2; at && field < 22; field++)
 		at = strchr(at + 1, ' ');
 	return at ? strtoull(at, NULL, 10) : 0;
 }
 
-int close_from(unsigned first, unsigned flags)
-{
-	return (int)syscall(SYS_close_range, first, ~0u, flags);
-}
-
 /* A listening socket of root's alone; its path may be longer than the 108 bytes of an address. */
-int listen_at(int directory, const char *name, int type)
-{
+int listen_at(int directory, const char *name, int type) {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d/%s", directory, name);
 	unlinkat(directory, name, 0); /* of a shim that was killed: we hold the alive lock, so it is nobody's */
-	if (fd >= 0 && bind(fd, (struct sockaddr *)&address, sizeof(address)) == 0 && listen(fd, 16) == 0)
-		return fd;
-	int reason = errno;
-	close(fd);
-	errno = reason;
-	return -1;
+	if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 16) < 0)
+		return -1;
+	return fd;
 }
 
 /* The next connection, if it is of our own user; -1 otherwise. */
-int accept_root(int listener)
-{
+int accept_root(int listener) {
 	struct ucred peer;
 	socklen_t size = sizeof(peer);
 	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 	if (fd >= 0 && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.uid == geteuid())
 		return fd;
-	if (fd >= 0)
-		close(fd);
+	close(fd);
 	return -1;
 }
 
-#ifdef COCOON_TEST
-/* Sleeps, under a name that a test can find in /proc, when COCOON_SHIM_FAILPOINT is `name`. */
-void failpoint(const char *name)
-{
-	const char *wanted = getenv("COCOON_SHIM_FAILPOINT");
-	char title[16];
-	if (!wanted || strcmp(wanted, name))
-		return;
-	snprintf(title, sizeof(title), "at-%s", name);
-	prctl(PR_SET_NAME, title, 0, 0, 0);
-	sleep(60);
-}
-#endif
-
-/* A session of its own, so that the VM survives the end of the login that started it; in the foreground the caller
- * stays the parent, and its death means SIGTERM. */
-static void leave_caller(bool foreground)
-{
-	if (foreground) {
-		setsid();
+/* A session of its own, so that the VM survives the end of the login that started it; in the foreground the caller stays
+ * the parent, and its death means SIGTERM. */
+static void leave_caller(bool foreground) {
+	if (!foreground && fork())
+		_exit(0);
+	setsid();
+	if (foreground)
 		prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0);
-		return;
-	}
-	for (int i = 0; i < 2; i++) {
-		pid_t child = fork();
-		if (child < 0)
-			report("failed", "fork: %s", strerror(errno));
-		if (child)
-			_exit(child < 0);
-		if (i == 0)
-			setsid();
-	}
+	else if (fork())
+		_exit(0); /* not a session's leader either: it can never get a controlling terminal */
 }
 
 /* Signals, descriptors, directory and mask as we need them, whatever the caller had. */
-static void settle(void)
-{
+static void settle(void) {
 	sigset_t every;
 	int nowhere = open("/dev/null", O_RDWR);
-	for (int fd = 0; fd < 3; fd++)
+	for (int fd = 0; fd < FD_SPEC; fd++)
 		dup2(nowhere, fd);
-	close_from(FD_FIRST_FREE, 0);
 	for (int fd = FD_SPEC; fd <= FD_LOCK; fd++)
 		fcntl(fd, F_SETFD, FD_CLOEXEC);
+	syscall(SYS_close_range, FD_FIRST_FREE, ~0u, 0);
 	for (int number = 1; number < 65; number++)
-		signal(number, SIG_DFL);
-	signal(SIGPIPE, SIG_IGN);
+		signal(number, number == SIGPIPE ? SIG_IGN : SIG_DFL);
 	sigfillset(&every);
 	sigprocmask(SIG_SETMASK, &every, NULL);
 	umask(077);
@@ -145,31 +99,26 @@ static void settle(void)
 		_exit(1);
 }
 
-/* Before the row is committed: the groups are joined by the process that all others descend from. */
-static void join_cgroups(const struct spec *spec)
-{
-	for (size_t i = 0; i < spec->cgroup_count; i++) {
-		char path[4200];
-		snprintf(path, sizeof(path), "%s/cgroup.procs", spec->cgroups[i]);
+/* While nothing has happened yet: whatever comes later descends from us. */
+static void join_cgroups(const struct spec *spec) {
+	char path[4200];
+	for (char *const *group = spec->cgroups; *group; group++) {
+		snprintf(path, sizeof(path), "%s/cgroup.procs", *group);
 		int fd = open(path, O_WRONLY | O_CLOEXEC);
-		if (fd < 0 || write(fd, "0", 1) != 1)
-			report("unprotected", "cgroup\tjoin %s: %s", spec->cgroups[i], strerror(errno));
-		if (fd >= 0)
-			close(fd);
+		if (write(fd, "0", 1) != 1)
+			report("unprotected", "cgroup\tjoin %s: %s", *group, strerror(errno));
+		close(fd);
 	}
 }
 
-static int run(void)
-{
-	char error[MESSAGE], go;
+static int run(void) {
+	char error[MESSAGE] = "", go;
 	settle();
 	struct spec *spec = spec_read(FD_SPEC, error);
-	if (!spec) {
+	if (spec && flock(FD_LOCK, LOCK_EX | LOCK_NB) < 0)
+		snprintf(error, MESSAGE, "the alive lock is not ours: %s", strerror(errno));
+	if (*error) {
 		report("failed", "%s", error);
-		return 2;
-	}
-	if (flock(FD_LOCK, LOCK_EX | LOCK_NB) < 0) {
-		report("failed", "the alive lock is not ours: %s", strerror(errno));
 		return 2;
 	}
 	leave_caller(spec->foreground);
@@ -181,8 +130,7 @@ static int run(void)
 	supervise(spec);
 }
 
-int main(int count, char **words)
-{
+int main(int count, char **words) {
 	static const char version[] = "cocoon-shim 1\n", usage[] = "usage: cocoon-shim run | attach ... | version\n";
 	if (count == 2 && !strcmp(words[1], "run"))
 		return run();

@@ -1,20 +1,21 @@
 /* cocoon-shim: what its parts share.
  *
- *   caller ── spec, go pipe, report pipe, alive lock ──► supervisor (host side: console, logs, exit record)
+ *   caller ── order, go pipe, report pipe, alive lock ──► supervisor: console, logs, exit record
  *                                                           │ birth: words and pids     ▲ ending: wait status
  *                                                           ▼                           │
  *                                                        PID 1 of the capsule ──► VMM (own uid, no capabilities)
  *
- * Whoever dies takes what is below along: PID 1 has a parent-death signal, and the kernel ends a PID namespace with
- * its first process. Both of ours hold the alive lock; the VMM never does.
- */
+ * Whoever dies takes along what is below: PID 1 has a parent-death signal, and the kernel ends a PID namespace with its
+ * first process. Both of ours hold the alive lock; the VMM never does. */
 #ifndef COCOON_SHIM_H
 #define COCOON_SHIM_H
 
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -25,85 +26,61 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/types.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#define SPEC_FORMAT 1
-#define MESSAGE 512 /* the longest line of words that we say */
-
-enum { FD_SPEC = 3, FD_GO = 4, FD_REPORT = 5, FD_LOCK = 6, FD_FIRST_FREE = 7 };
+enum { FD_SPEC = 3, FD_GO, FD_REPORT, FD_LOCK, FD_FIRST_FREE };
+enum { MESSAGE = 512, CLIENTS = 16, CONSOLE_FDS = CLIENTS + 2 }; /* the longest words that we say */
 
 #ifdef COCOON_TEST
-void failpoint(const char *name); /* main.c: sleeps there when COCOON_SHIM_FAILPOINT says so */
+void failpoint(const char *name); /* sleeps there when COCOON_SHIM_FAILPOINT says so */
 #else
 #define failpoint(name) ((void)0)
 #endif
 
-/* spec.c: the order, as host/capsule.py writes it. All strings point into the one mapping. */
-struct bind {
-	char *host, *inner;
-	bool writable;
-};
-struct device {
-	char *inner;
-	uint64_t major, minor;
-};
+/* spec.c: the order. Every value is one word of 64 bits; each list ends with zeros. */
+struct bind { char *mode, *host, *inner; };
+struct device { char *inner; uint64_t major, minor; };
 struct spec {
 	char *vm, *netns, *run_dir, *log_dir, *exit_record;
-	uint64_t format, uid, gid, log_limit, kill_after_ms, memlock, open_files, insecure, foreground;
-	struct bind binds[512];
-	struct device devices[64];
-	char *cgroups[32], *arguments[512], *environment[128];
-	size_t bind_count, device_count, cgroup_count, argument_count, environment_count;
-	char text[512 * 1024]; /* never touched pages cost nothing */
+	uint64_t uid, gid, log_limit, kill_after_ms, memlock, open_files, insecure, foreground;
+	struct bind binds[513];
+	struct device devices[65];
+	char *cgroups[33], *arguments[513], *environment[129];
+	char text[512 * 1024]; /* what is never touched costs nothing */
 };
 struct spec *spec_read(int fd, char error[MESSAGE]);
-void spec_free(struct spec *spec);
 bool spec_parse(struct spec *spec, size_t length, char error[MESSAGE]);
 bool unescape(char *text);
 
-/* capsule.c: PID 1. `birth` carries its words, `ending` the VMM's wait status. */
-struct cords {
-	int birth, ending, terminal, errors;
-};
+/* capsule.c: PID 1, and what attach needs of it. */
+struct cords { int birth, ending, terminal, errors; };
 _Noreturn void capsule_main(struct spec *spec, const struct cords *cords, bool own_pids);
-int make_target(int root, const char *inner, bool directory);
-const char *attach_bind(int tree, int target, bool writable);
+int attach_main(int count, char **words);
 
 /* log.c: a stream of bytes kept as two segments; a position is a count of bytes since this shim began. */
-struct segment {
-	int fd;
-	uint64_t base, start, size, limit; /* stream position and file offset of the first byte; bytes; most bytes */
-};
+struct segment { int fd; bool memory; uint64_t base, start, size, limit; }; /* position, file offset, bytes, most */
 struct log {
 	const char *name;
 	int directory;
-	uint64_t limit, end;
+	uint64_t limit, end, window_ms, window_bytes, dropped;
 	struct segment now, before;
-	uint64_t window_ms, window_bytes, dropped; /* rate limit */
 };
+typedef void log_writer(struct log *log, const char *data, size_t length);
 void log_open(struct log *log, int directory, const char *name, uint64_t limit);
-void log_write(struct log *log, const char *data, size_t length);
-void log_write_limited(struct log *log, const char *data, size_t length);
+log_writer log_write, log_write_limited;
 ssize_t log_read(const struct log *log, uint64_t *position, char *data, size_t length);
 uint64_t log_oldest(const struct log *log);
 
-/* console.c: clients of the console socket. */
-#define CLIENTS 16
-#define BACKLOG_BYTES 65536
+/* console.c: clients of the console socket; `fds` has CONSOLE_FDS entries. */
 void console_listen(int directory, int terminal, struct log *log);
-size_t console_poll(struct pollfd *fds);
+void console_poll(struct pollfd *fds);
 void console_serve(const struct pollfd *fds);
 void console_flush(uint64_t milliseconds);
-int console_clients(void);
-short console_wants(void);
-void console_push(void);
 
 /* control.c: the engine's socket, and the rescue of a paused guest. */
-#define CONTROLS 4
 struct processes {
 	pid_t init, vmm;
 	uint64_t init_ticks, vmm_ticks;
@@ -111,19 +88,14 @@ struct processes {
 	int root, errors; /* the capsule's root; where a rescuer says how it went */
 	uid_t uid;
 };
-void control_listen(int directory, const struct processes *processes);
-size_t control_poll(struct pollfd *fds);
-void control_serve(const struct pollfd *fds);
+void control_accept(int listener, const struct processes *processes);
 
-/* main.c, supervisor.c, attach.c */
+/* supervisor.c, main.c */
 _Noreturn void supervise(struct spec *spec);
-int attach_main(int count, char **words);
 void report(const char *kind, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void say(int fd, const char *text);
 uint64_t now_ms(void);
 uint64_t start_ticks(int directory, const char *path);
 int listen_at(int directory, const char *name, int type);
 int accept_root(int listener);
-int close_from(unsigned first, unsigned flags);
-
 #endif

@@ -1,219 +1,128 @@
-/* The order, parsed strictly: one directive per line, `name<TAB>value<TAB>...`, `\n \t \\` for those characters, every
- * single value exactly once, `end` last, so that a cut-off order is noticed. Anything unknown is an error. */
+/* The order, parsed strictly: a directive per line, `name<TAB>value<TAB>...`, with `\n \t \r \\` for those characters;
+ * `end` comes last, so that a cut-off order is noticed. Anything unknown is an error. */
 #include "shim.h"
 
-#include <sys/mman.h>
-
-enum kind { TEXT, NAME, PATH, NUMBER };
-
-/* The single values; each must be given once. `highest` bounds a number. */
-static const struct single {
-	const char *name;
-	enum kind kind;
-	size_t offset;
-	uint64_t highest;
-} singles[] = {
-	{"shim", NUMBER, offsetof(struct spec, format), SPEC_FORMAT},
-	{"vm", NAME, offsetof(struct spec, vm), 0},
-	{"uid", NUMBER, offsetof(struct spec, uid), UINT32_MAX - 1},
-	{"gid", NUMBER, offsetof(struct spec, gid), UINT32_MAX - 1},
-	{"netns", TEXT, offsetof(struct spec, netns), 0},
-	{"run-dir", PATH, offsetof(struct spec, run_dir), 0},
-	{"log-dir", PATH, offsetof(struct spec, log_dir), 0},
-	{"exit-record", PATH, offsetof(struct spec, exit_record), 0},
-	{"log-limit", NUMBER, offsetof(struct spec, log_limit), 1ull << 40},
-	{"kill-after", NUMBER, offsetof(struct spec, kill_after_ms), 86400000},
-	{"memlock", NUMBER, offsetof(struct spec, memlock), UINT64_MAX},
-	{"open-files", NUMBER, offsetof(struct spec, open_files), 1 << 30},
-	{"insecure", NUMBER, offsetof(struct spec, insecure), 1},
-	{"foreground", NUMBER, offsetof(struct spec, foreground), 1},
+/* The kind of each value: t text, c component of a path (o: or nothing), p path, m `ro` or `rw`, e NAME=VALUE, f our format, b 0 or 1,
+ * u below 2^32 - 1, n any number. What may be given once must be. */
+static const struct directive {
+	const char *name, *kinds;
+	size_t offset, most;
+} directives[] = {
+#define ONE(name, kind, field) {name, kind, offsetof(struct spec, field), 1}
+#define MANY(name, kinds, field) {name, kinds, offsetof(struct spec, field), \
+	sizeof(((struct spec *)0)->field) / sizeof(*((struct spec *)0)->field) - 1}
+	ONE("vm", "c", vm), ONE("uid", "u", uid), ONE("gid", "u", gid), ONE("netns", "o", netns),
+	ONE("run-dir", "p", run_dir), ONE("log-dir", "p", log_dir), ONE("exit-record", "p", exit_record),
+	ONE("log-limit", "u", log_limit), ONE("kill-after", "u", kill_after_ms), ONE("memlock", "n", memlock),
+	ONE("open-files", "u", open_files), ONE("insecure", "b", insecure), ONE("foreground", "b", foreground),
+	MANY("cgroup", "p", cgroups), MANY("bind", "mpp", binds), MANY("device", "puu", devices),
+	MANY("argument", "t", arguments), MANY("environment", "e", environment),
 };
-enum { SINGLES = sizeof(singles) / sizeof(*singles), FIELDS = 4 };
+enum { DIRECTIVES = sizeof(directives) / sizeof(*directives), WORD = sizeof(uint64_t), FIELDS = 4 };
+_Static_assert(sizeof(char *) == WORD, "a value is a word");
 
-/* Turns `\n`, `\t`, `\r` and `\\` into what they stand for, in place; false for any other escape. */
-bool unescape(char *text)
-{
+/* Turns escapes into what they stand for, in place; false for one that there is not. */
+bool unescape(char *text) {
 	char *out = text;
 	for (; *text; text++, out++) {
-		*out = *text;
-		if (*text != '\\')
-			continue;
-		switch (*++text) {
-		case 'n': *out = '\n'; break;
-		case 't': *out = '\t'; break;
-		case 'r': *out = '\r'; break;
-		case '\\': *out = '\\'; break;
-		default: return false;
-		}
+		const char *pair = "n\nt\tr\r\\\\";
+		while (*text == '\\' && *pair && *pair != text[1])
+			pair += 2;
+		if (!*pair)
+			return false;
+		*out = *text == '\\' ? pair[1] : *text;
+		text += *text == '\\';
 	}
 	*out = 0;
 	return true;
 }
 
-static bool parse_number(const char *text, uint64_t highest, uint64_t *number)
-{
-	size_t digits = strspn(text, "0123456789");
-	if (!digits || digits > 20 || text[digits])
-		return false;
-	errno = 0;
-	*number = strtoull(text, NULL, 10);
-	return !errno && *number <= highest;
-}
-
-/* An absolute path without empty, `.` or `..` components: it means what it says, whatever symlinks there are. */
-static bool is_path(const char *text)
-{
+/* Absolute, without empty, `.` or `..` components: it means what it says. */
+static bool is_path(const char *text) {
 	if (*text != '/' || strlen(text) >= 4096)
 		return false;
-	while (*text) {
-		size_t length = strcspn(++text, "/");
-		if (!length || (length == 1 && text[0] == '.') || (length == 2 && text[0] == '.' && text[1] == '.'))
+	for (size_t length; *text; text += length) {
+		length = strcspn(++text, "/");
+		if (!length || (*text == '.' && (length == 1 || (length == 2 && text[1] == '.'))))
 			return false;
-		text += length;
 	}
 	return true;
 }
 
-/* One component of a path: what `netns` and `vm` become. */
-static bool is_name(const char *text)
-{
-	return *text && strlen(text) < 256 && !strchr(text, '/') && strcmp(text, ".") && strcmp(text, "..");
-}
-
-static bool parse_single(struct spec *spec, const struct single *single, char *value)
-{
-	void *field = (char *)spec + single->offset;
-	if (single->kind == NUMBER)
-		return parse_number(value, single->highest, field);
-	if ((single->kind == PATH && !is_path(value)) || (single->kind == NAME && !is_name(value)))
-		return false;
-	*(char **)field = value;
+static bool parse_value(char kind, char *text, void *word) {
+	uint64_t most = kind == 'b' ? 1 : kind == 'u' ? UINT32_MAX - 1 : UINT64_MAX;
+	char *rest;
+	switch (kind) {
+	case 'b': case 'u': case 'n':
+		errno = 0;
+		*(uint64_t *)word = strtoull(text, &rest, 10);
+		return *text >= '0' && *text <= '9' && !*rest && !errno && *(uint64_t *)word <= most;
+	case 'p': if (!is_path(text)) return false; break;
+	case 'o': if (!*text) break; /* fall through */
+	case 'c': if (!*text || *text == '.' || strchr(text, '/') || strlen(text) > 255) return false; break;
+	case 'm': if (strcmp(text, "ro") && strcmp(text, "rw")) return false; break;
+	case 'e': if (!strchr(text, '=')) return false; break;
+	}
+	*(char **)word = text;
 	return true;
 }
 
-#define ROOM(list, count) ((count) < sizeof(list) / sizeof(*(list)))
-
-/* The values of which there may be many. `end` needs one place less than there is: the lists end with NULL. */
-static bool parse_repeated(struct spec *spec, char **fields, int values)
-{
-	const char *name = fields[0];
-	if (!strcmp(name, "argument") && values == 1 && ROOM(spec->arguments, spec->argument_count + 1)) {
-		spec->arguments[spec->argument_count++] = fields[1];
-		return true;
-	}
-	if (!strcmp(name, "environment") && values == 1 && ROOM(spec->environment, spec->environment_count + 1)) {
-		spec->environment[spec->environment_count++] = fields[1];
-		return strchr(fields[1], '=') != NULL;
-	}
-	if (!strcmp(name, "cgroup") && values == 1 && ROOM(spec->cgroups, spec->cgroup_count)) {
-		spec->cgroups[spec->cgroup_count++] = fields[1];
-		return is_path(fields[1]);
-	}
-	if (!strcmp(name, "bind") && values == 3 && ROOM(spec->binds, spec->bind_count)) {
-		spec->binds[spec->bind_count++] = (struct bind){fields[2], fields[3], !strcmp(fields[1], "rw")};
-		return (!strcmp(fields[1], "rw") || !strcmp(fields[1], "ro")) && is_path(fields[2]) && is_path(fields[3]);
-	}
-	if (!strcmp(name, "device") && values == 3 && ROOM(spec->devices, spec->device_count)) {
-		struct device *device = &spec->devices[spec->device_count++];
-		device->inner = fields[1];
-		return is_path(fields[1]) && parse_number(fields[2], 4095, &device->major) &&
-		       parse_number(fields[3], 1 << 20, &device->minor);
-	}
-	return false;
-}
-
-/* Cuts one line at its tabs; the number of values after the name, or -1. */
-static int split(char *line, char **fields)
-{
-	int count = 0;
-	for (char *next = line; next; count++) {
-		if (count == FIELDS)
-			return -1;
-		fields[count] = strsep(&next, "\t");
-		if (!unescape(fields[count]))
-			return -1;
-	}
-	return count - 1;
-}
-
-static bool parse_line(struct spec *spec, char *line, uint32_t *seen)
-{
-	char *fields[FIELDS];
-	int values = split(line, fields);
-	for (size_t i = 0; values == 1 && i < SINGLES; i++) {
-		if (strcmp(fields[0], singles[i].name))
+static bool parse_line(struct spec *spec, char *line, size_t counts[DIRECTIVES]) {
+	char *name = strsep(&line, "\t");
+	for (size_t i = 0; i < DIRECTIVES; i++) {
+		const struct directive *directive = &directives[i];
+		if (strcmp(name, directive->name))
 			continue;
-		bool again = *seen & (1u << i);
-		*seen |= 1u << i;
-		return !again && parse_single(spec, &singles[i], fields[1]);
+		size_t values = strlen(directive->kinds);
+		char *word = (char *)spec + directive->offset + counts[i]++ * values * WORD;
+		bool good = counts[i] <= directive->most;
+		for (size_t j = 0; good && j < values; j++, word += WORD) {
+			char *value = strsep(&line, "\t");
+			good = value && unescape(value) && parse_value(directive->kinds[j], value, word);
+		}
+		return good && !line;
 	}
-	return values >= 1 && parse_repeated(spec, fields, values);
+	return !strcmp(name, "shim") && line && !strcmp(line, "1");
 }
 
-/* For the words of an error: bytes that a terminal may act on are shown as `?`. */
-static void show(char *out, size_t size, const char *text)
-{
-	strncpy(out, text, size - 1);
-	out[size - 1] = 0;
-	for (; *out; out++)
-		if (*out < ' ' || *out > '~')
-			*out = '?';
-}
-
-/* Parses `length` bytes that are in `spec->text`; everything else in `spec` is zero. */
-bool spec_parse(struct spec *spec, size_t length, char error[MESSAGE])
-{
-	uint32_t seen = 0;
-	char *line = spec->text, *last = spec->text + length, shown[80];
-	for (int number = 1; line < last; number++) {
-		char *stop = memchr(line, '\n', (size_t)(last - line));
-		if (!stop || memchr(line, 0, (size_t)(stop - line)))
-			break;
+/* Parses the `length` bytes in `spec->text`; everything else in `spec` is zero. */
+bool spec_parse(struct spec *spec, size_t length, char error[MESSAGE]) {
+	size_t counts[DIRECTIVES] = {0};
+	char *line = spec->text, *last = spec->text + length, *stop, shown[80] = "";
+	for (int number = 1; line < last && (stop = memchr(line, '\n', (size_t)(last - line))); number++) {
 		*stop = 0;
 		if (!strcmp(line, "end") && stop + 1 == last) {
-			for (size_t i = 0; i < SINGLES; i++) {
-				if (!(seen & (1u << i))) {
-					snprintf(error, MESSAGE, "the order does not say `%s`", singles[i].name);
+			for (size_t i = 0; i < DIRECTIVES; i++) {
+				snprintf(error, MESSAGE, "the order does not say `%s`", directives[i].name);
+				if (!counts[i] && (directives[i].most == 1 || directives[i].offset == offsetof(struct spec, arguments)))
 					return false;
-				}
 			}
-			snprintf(error, MESSAGE, "the order names no program");
-			return spec->argument_count > 0 && spec->arguments[0][0] == '/';
+			*error = 0;
+			return true;
 		}
-		show(shown, sizeof(shown), line);
-		if (!parse_line(spec, line, &seen)) {
-			snprintf(error, MESSAGE, "line %d of the order is not understood: %s", number, shown);
+		for (size_t i = 0; i < sizeof(shown) - 1 && (shown[i] = line[i]); i++)
+			if (shown[i] < ' ' || shown[i] > '~')
+				shown[i] = '?'; /* these words may reach a terminal */
+		snprintf(error, MESSAGE, "line %d of the order is not understood: %s", number, shown);
+		if (strlen(line) != (size_t)(stop - line) || !parse_line(spec, line, counts))
 			return false;
-		}
 		line = stop + 1;
 	}
 	snprintf(error, MESSAGE, "the order is cut off");
 	return false;
 }
 
-/* Reads the order from `fd` to its end. NULL with the reason in `error`. */
-struct spec *spec_read(int fd, char error[MESSAGE])
-{
-	struct spec *spec = mmap(NULL, sizeof(*spec), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+/* The order on `fd`, to be freed; NULL with the reason in `error`. */
+struct spec *spec_read(int fd, char error[MESSAGE]) {
+	struct spec *spec = calloc(1, sizeof(*spec));
 	size_t length = 0;
-	ssize_t got = 1;
-	if (spec == MAP_FAILED) {
-		snprintf(error, MESSAGE, "no memory for the order");
-		return NULL;
-	}
-	while (got > 0 && length < sizeof(spec->text)) {
-		got = read(fd, spec->text + length, sizeof(spec->text) - length);
-		length += got > 0 ? (size_t)got : 0;
-	}
-	if (got == 0 && spec_parse(spec, length, error))
+	ssize_t got;
+	while (spec && (got = read(fd, spec->text + length, sizeof(spec->text) - length)) > 0)
+		length += (size_t)got;
+	if (!spec || length == sizeof(spec->text))
+		snprintf(error, MESSAGE, "the order is too long");
+	else if (spec_parse(spec, length, error))
 		return spec;
-	if (got)
-		snprintf(error, MESSAGE, got < 0 ? "the order cannot be read" : "the order is too long");
-	spec_free(spec);
+	free(spec);
 	return NULL;
-}
-
-void spec_free(struct spec *spec)
-{
-	munmap(spec, sizeof(*spec));
 }

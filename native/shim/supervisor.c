@@ -1,8 +1,7 @@
-/* The supervisor: one poll loop between the terminal, the logs, the sockets and PID 1. It allocates nothing, grows with
- * nothing, and polls nothing that does not move. */
+/* The supervisor: one poll loop between the terminal, the logs, the sockets and PID 1. It grows with nothing, and wakes up
+ * for nothing that does not move. */
 #include "shim.h"
 
-#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <termios.h>
@@ -10,148 +9,104 @@
 #ifndef TIOCGPTPEER
 #define TIOCGPTPEER 0x5441
 #endif
-enum { FLUSH_MS = 300 };
-enum { SIGNALS, BIRTH, ENDING, TERMINAL, ERRORS, FIXED };
+enum { SIGNALS, BIRTH, ENDING, TERMINAL, ERRORS, CONTROL, FIXED, FLUSH_MS = 300, RECORD_BYTES = 1024 };
 
 static struct {
-	int fds[FIXED]; /* ours of what the loop waits for; -1 when it is over */
-	int slave, run_directory, exit_directory, wait_status;
-	char exit_name[256], message[MESSAGE];
+	int fds[FIXED]; /* what the loop waits for; -1 when it is over */
+	int slave, run_directory, record, wait_status;
+	char message[MESSAGE];
 	double started;
-	bool running, failed, ended;
+	bool failed, ended;
 	struct log console, errors;
 	struct processes processes;
 } all;
 
-static double wall_clock(void)
-{
+/* How it ended, to be read once the alive lock is free. Always the same bytes of the same file, so that a full disk
+ * cannot prevent it. The first record says `lost`: it is what remains when the supervisor itself is killed. */
+static void record(const char *reason, int status, int number) {
+	char text[RECORD_BYTES];
 	struct timespec now;
 	clock_gettime(CLOCK_REALTIME, &now);
-	return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+	for (char *at = all.message; *at; at++)
+		if (*at < ' ' || *at > '~' || *at == '"' || *at == '\\')
+			*at = '\''; /* it becomes a string of JSON */
+	memset(text, ' ', sizeof(text));
+	int length = snprintf(text, sizeof(text), "{\"reason\":\"%s\",\"status\":%d,\"signal\":%d,\"phase\":\"%s\","
+	                      "\"started\":%.3f,\"time\":%.3f,\"message\":\"%s\"}", reason, status, number, all.processes.phase,
+	                      all.started, (double)now.tv_sec + (double)now.tv_nsec / 1e9, all.message);
+	text[length] = ' ';
+	text[sizeof(text) - 1] = '\n';
+	if (pwrite(all.record, text, sizeof(text), 0) == sizeof(text) && all.ended)
+		fsync(all.record);
 }
 
-/* Text as the inside of a JSON string; what is not plain ASCII becomes `?`. */
-static void quote(char *out, size_t size, const char *text)
-{
-	size_t used = 0;
-	for (; *text && used + 3 < size; text++) {
-		if (*text == '"' || *text == '\\')
-			out[used++] = '\\';
-		out[used++] = *text < ' ' || *text > '~' ? '?' : *text;
+static int require(int result, const char *what) {
+	if (result < 0) {
+		report("failed", "%s: %s", what, strerror(errno));
+		_exit(1);
 	}
-	out[used] = 0;
-}
-
-/* How it ended, readable once the alive lock is free. The first record, written at the start, says `lost`: it is what
- * remains when the supervisor itself is killed. */
-static void record(const char *reason, int status, int number)
-{
-	char text[MESSAGE * 3], quoted[MESSAGE * 2], temporary[270];
-	quote(quoted, sizeof(quoted), all.message);
-	int length = snprintf(text, sizeof(text),
-	                      "{\"reason\":\"%s\",\"status\":%d,\"signal\":%d,\"phase\":\"%s\",\"started\":%.3f,"
-	                      "\"time\":%.3f,\"message\":\"%s\"}\n",
-	                      reason, status, number, all.processes.phase, all.started, wall_clock(), quoted);
-	snprintf(temporary, sizeof(temporary), "%s.new", all.exit_name);
-	int fd = openat(all.exit_directory, temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-	bool good = fd >= 0 && write(fd, text, (size_t)length) == length && (!all.ended || fsync(fd) == 0);
-	if (fd >= 0)
-		close(fd);
-	if (good && renameat(all.exit_directory, temporary, all.exit_directory, all.exit_name) == 0) {
-		if (all.ended)
-			fsync(all.exit_directory);
-		return;
-	}
-	/* The disk is full: over the first record then, which has its block already. */
-	unlinkat(all.exit_directory, temporary, 0);
-	fd = openat(all.exit_directory, all.exit_name, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (fd >= 0 && write(fd, text, (size_t)length) == length && ftruncate(fd, length) == 0)
-		fsync(fd);
-	if (fd >= 0)
-		close(fd);
-}
-
-static _Noreturn void give_up(const char *what, const char *value)
-{
-	report("failed", "%s %s: %s", what, value, strerror(errno));
-	_exit(1);
-}
-
-static int open_directory(const char *path)
-{
-	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0)
-		give_up("open", path);
-	return fd;
+	return result;
 }
 
 /* A raw terminal: what the guest and the user say to each other is not for us to translate. */
-static void open_terminal(void)
-{
+static int open_terminal(void) {
 	struct termios raw;
 	struct winsize size = {.ws_row = 24, .ws_col = 80};
-	int unlock = 0, master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
-	if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock) < 0)
-		give_up("open", "/dev/ptmx");
-	/* Not by a path: which devpts /dev/pts shows may differ. Kept open, so that the master never hangs up. */
-	all.slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-	if (all.slave < 0 || tcgetattr(all.slave, &raw) < 0)
-		give_up("open", "the terminal");
+	int unlocked = 0, master = require(open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK), "/dev/ptmx");
+	require(ioctl(master, TIOCSPTLCK, &unlocked), "unlock the terminal");
+	/* Not by a path, since /dev/pts may show another instance. Kept open, so that the master never hangs up. */
+	all.slave = require(ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC), "open the terminal");
+	require(tcgetattr(all.slave, &raw), "terminal");
 	cfmakeraw(&raw);
 	tcsetattr(all.slave, TCSANOW, &raw);
 	ioctl(master, TIOCSWINSZ, &size);
-	all.fds[TERMINAL] = master;
+	return master;
 }
 
-static void open_signals(void)
-{
+/* Everything on the host's side, before there is a capsule. */
+static void prepare(const struct spec *spec) {
+	int logs = require(open(spec->log_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), spec->log_dir);
 	sigset_t wanted;
+	all.run_directory = require(open(spec->run_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), spec->run_dir);
+	all.record = require(open(spec->exit_record, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600),
+	                     spec->exit_record);
+	all.processes.phase = "building";
+	all.processes.uid = (uid_t)spec->uid;
+	strcpy(all.message, "the supervisor was killed");
+	record("lost", 0, 0);
+	log_open(&all.console, logs, "console.log", spec->log_limit);
+	log_open(&all.errors, logs, "vmm.log", spec->log_limit);
+	all.fds[TERMINAL] = open_terminal();
 	sigemptyset(&wanted);
 	sigaddset(&wanted, SIGCHLD);
 	sigaddset(&wanted, SIGTERM);
-	sigaddset(&wanted, SIGINT);
-	all.fds[SIGNALS] = signalfd(-1, &wanted, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (all.fds[SIGNALS] < 0)
-		give_up("open", "signalfd");
+	all.fds[SIGNALS] = require(signalfd(-1, &wanted, SFD_CLOEXEC | SFD_NONBLOCK), "signalfd");
+	console_listen(all.run_directory, all.fds[TERMINAL], &all.console);
+	all.fds[CONTROL] = listen_at(all.run_directory, "shim.sock", SOCK_SEQPACKET);
+	if (all.fds[CONTROL] < 0)
+		report("warning", "no control socket: %s", strerror(errno));
 }
 
-/* Everything of the host's side, before there is a capsule. */
-static void prepare(const struct spec *spec)
-{
-	int run = all.run_directory = open_directory(spec->run_dir), logs = open_directory(spec->log_dir);
-	char *slash = strrchr(spec->exit_record, '/');
-	snprintf(all.exit_name, sizeof(all.exit_name), "%s", slash + 1);
-	*slash = 0;
-	all.exit_directory = open_directory(*spec->exit_record ? spec->exit_record : "/");
-	log_open(&all.console, logs, "console.log", spec->log_limit);
-	log_open(&all.errors, logs, "vmm.log", spec->log_limit);
-	open_terminal();
-	open_signals();
-	all.processes.phase = "building";
-	all.processes.uid = (uid_t)spec->uid;
-	snprintf(all.message, sizeof(all.message), "the supervisor was killed");
-	record("lost", 0, 0);
-	console_listen(run, all.fds[TERMINAL], &all.console);
-	control_listen(run, &all.processes);
+static uint64_t ticks_of(pid_t pid) {
+	char path[32];
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	return start_ticks(AT_FDCWD, path);
 }
 
-/* Starts PID 1; the raw system call, because only clone(2) makes the child alone the first of a PID namespace. */
-static void start_init(struct spec *spec)
-{
+/* The raw system call, because of clone(2)'s flags only this makes the child, and nothing else of ours, the first of a PID
+ * namespace. */
+static void start_init(struct spec *spec) {
 	int birth[2], ending[2], errors[2], yes = 1;
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, birth) < 0 || pipe2(ending, O_CLOEXEC) < 0 ||
-	    pipe2(errors, O_CLOEXEC) < 0 || setsockopt(birth[0], SOL_SOCKET, SO_PASSCRED, &yes, sizeof(yes)) < 0)
-		give_up("make", "pipes");
-	struct cords cords = {birth[1], ending[1], all.slave, errors[1]};
-	bool own_pids = true;
+	require(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, birth), "socketpair");
+	require(setsockopt(birth[0], SOL_SOCKET, SO_PASSCRED, &yes, sizeof(yes)), "SO_PASSCRED");
+	require(pipe2(ending, O_CLOEXEC), "pipe");
+	require(pipe2(errors, O_CLOEXEC), "pipe");
+	const struct cords cords = {birth[1], ending[1], all.slave, errors[1]};
 	pid_t child = (pid_t)syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0);
-	if (child < 0 && spec->insecure) {
-		own_pids = false;
+	bool own_pids = child >= 0 || !spec->insecure;
+	if (!own_pids)
 		child = fork();
-	}
-	if (child < 0)
-		give_up("start", "a PID namespace");
-	if (child == 0)
+	if (require(child, "new PID namespace") == 0)
 		capsule_main(spec, &cords, own_pids);
 	close(birth[1]);
 	close(ending[1]);
@@ -159,93 +114,83 @@ static void start_init(struct spec *spec)
 	all.fds[BIRTH] = birth[0];
 	all.fds[ENDING] = ending[0];
 	all.fds[ERRORS] = errors[0];
-	all.processes.errors = errors[1]; /* ours too: the pipe never ends before we do */
+	all.processes.errors = errors[1]; /* ours as well: the pipe does not end before we do */
 	all.processes.init = child;
-	char path[64];
-	snprintf(path, sizeof(path), "/proc/%d/stat", child);
-	all.processes.init_ticks = start_ticks(AT_FDCWD, path);
+	all.processes.init_ticks = ticks_of(child);
 }
 
-static void note_vmm(pid_t pid)
-{
-	char path[64];
-	all.processes.vmm = pid;
-	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	all.processes.vmm_ticks = start_ticks(AT_FDCWD, path);
+/* The VMM-to-be waits until we know it. */
+static void note_vmm(pid_t pid) {
+	char path[32];
 	snprintf(path, sizeof(path), "/proc/%d/root", all.processes.init);
 	all.processes.root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	send(all.fds[BIRTH], "g", 1, MSG_NOSIGNAL);
+	all.processes.vmm = pid;
+	all.processes.vmm_ticks = ticks_of(pid);
+	say(all.fds[BIRTH], "g");
 }
 
-/* What PID 1 and the unborn VMM say; the end of it means that the VMM is executed, or that nothing came of it. */
-static void hear_birth(void)
-{
+/* The end of the birth: the VMM is executed, or nothing came of it. */
+static void end_birth(void) {
+	struct processes *now = &all.processes;
+	struct timespec time;
+	close(all.fds[BIRTH]);
+	all.fds[BIRTH] = -1;
+	if (all.failed || !now->vmm)
+		return;
+	clock_gettime(CLOCK_REALTIME, &time);
+	all.started = (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+	now->phase = "running";
+	record("lost", 0, 0);
+	report("started", "%d %llu %d %llu", now->init, (unsigned long long)now->init_ticks, now->vmm,
+	       (unsigned long long)now->vmm_ticks);
+	close(FD_REPORT);
+}
+
+/* What PID 1 and the unborn VMM say; false when there is no more for now. */
+static bool hear_birth(void) {
 	char text[MESSAGE + 1];
 	union { struct cmsghdr header; char room[CMSG_SPACE(sizeof(struct ucred))]; } control;
 	struct iovec into = {text, MESSAGE};
 	struct msghdr message = {.msg_iov = &into, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
-	ssize_t got = recvmsg(all.fds[BIRTH], &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	if (got < 0 && errno == EAGAIN)
-		return;
-	text[got > 0 ? got : 0] = 0;
-	if (got > 0 && *text == 'v') {
-		struct ucred sender = {0};
-		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-		if (header && header->cmsg_type == SCM_CREDENTIALS)
-			memcpy(&sender, CMSG_DATA(header), sizeof(sender));
-		note_vmm(sender.pid);
-	} else if (got > 0 && *text == 'f') {
-		all.failed = true;
-		snprintf(all.message, sizeof(all.message), "%s", text + 1);
-	} else if (got > 0) {
-		report(*text == 'u' ? "unprotected" : "warning", "%s", text + 1);
-	} else {
-		close(all.fds[BIRTH]);
-		all.fds[BIRTH] = -1;
-		if (all.failed || !all.processes.vmm)
-			return;
-		all.running = true;
-		all.started = wall_clock();
-		all.processes.phase = "running";
-		record("lost", 0, 0);
-		report("started", "%d %llu %d %llu", all.processes.init, (unsigned long long)all.processes.init_ticks,
-		       all.processes.vmm, (unsigned long long)all.processes.vmm_ticks);
-		close(FD_REPORT);
+	ssize_t got = all.fds[BIRTH] < 0 ? 0 : recvmsg(all.fds[BIRTH], &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	if (got <= 0) {
+		if (all.fds[BIRTH] >= 0 && (got == 0 || errno != EAGAIN))
+			end_birth();
+		return false;
 	}
+	text[got] = 0;
+	if (*text == 'v' && CMSG_FIRSTHDR(&message)) {
+		struct ucred sender;
+		memcpy(&sender, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(sender));
+		note_vmm(sender.pid);
+	} else if (*text == 'f') {
+		all.failed = true;
+		strcpy(all.message, text + 1);
+	} else {
+		report(*text == 'u' ? "unprotected" : "warning", "%s", text + 1);
+	}
+	return true;
 }
 
 /* The VMM's wait status, or the end of PID 1 without one. */
-static void hear_ending(void)
-{
+static void hear_ending(void) {
 	if (read(all.fds[ENDING], &all.wait_status, sizeof(all.wait_status)) != sizeof(all.wait_status))
 		all.wait_status = -1;
 	close(all.fds[ENDING]);
 	all.fds[ENDING] = -1;
 }
 
-static void hear_signals(void)
-{
+static void hear_signals(void) {
 	struct signalfd_siginfo about;
-	while (read(all.fds[SIGNALS], &about, sizeof(about)) == sizeof(about)) {
-		if (about.ssi_signo != SIGCHLD) {
+	while (read(all.fds[SIGNALS], &about, sizeof(about)) == sizeof(about))
+		if (about.ssi_signo == SIGTERM)
 			kill(all.processes.init, SIGTERM);
-			continue;
-		}
-		/* PID 1 is reaped last of all: until then nobody else can have its pid. */
-		siginfo_t gone = {0};
-		while (waitid(P_ALL, 0, &gone, WEXITED | WNOHANG | WNOWAIT) == 0 && gone.si_pid) {
-			all.ended |= gone.si_pid == all.processes.init;
-			if (gone.si_pid == all.processes.init)
-				break;
-			waitpid(gone.si_pid, NULL, 0);
-			gone.si_pid = 0;
-		}
-	}
+	for (pid_t gone; (gone = waitpid(-1, NULL, WNOHANG)) > 0;)
+		all.ended |= gone == all.processes.init;
 }
 
 /* Copies what is there into a log; false when there is no more. */
-static bool relay(int fd, struct log *log, void (*write_log)(struct log *, const char *, size_t))
-{
+static bool relay(int fd, struct log *log, log_writer *write_log) {
 	char data[4096];
 	ssize_t got = read(fd, data, sizeof(data));
 	if (got > 0)
@@ -253,39 +198,26 @@ static bool relay(int fd, struct log *log, void (*write_log)(struct log *, const
 	return got > 0;
 }
 
-static void drain(int fd, struct log *log, void (*write_log)(struct log *, const char *, size_t))
-{
-	for (int i = 0; i < 4096 && relay(fd, log, write_log); i++)
-		;
-}
-
-/* Records the end; what the clients of the console have not read yet is given to them before we leave. */
-static _Noreturn void finish(void)
-{
-
+/* PID 1 is gone, and everything in the capsule with it. Records the end; what the clients of the console have not read
+ * yet is given to them before we leave. */
+static _Noreturn void finish(void) {
 	int status = all.wait_status, code = 1;
-	if (all.fds[BIRTH] >= 0)
-		for (int i = 0; i < 64 && all.fds[BIRTH] >= 0; i++)
-			hear_birth();
-	close(all.slave);
-	drain(all.fds[TERMINAL], &all.console, log_write);
-	drain(all.fds[ERRORS], &all.errors, log_write_limited);
+	while (hear_birth() || relay(all.fds[TERMINAL], &all.console, log_write) ||
+	       relay(all.fds[ERRORS], &all.errors, log_write_limited))
+		;
+	if (all.fds[ENDING] >= 0)
+		hear_ending();
 	if (!all.failed)
-		*all.message = 0;
-	if (all.failed) {
+		strcpy(all.message, status == -1 ? "PID 1 of the capsule was killed" : "");
+	if (all.failed)
 		record("failed", 0, 0);
-	} else if (status == -1) {
-		snprintf(all.message, sizeof(all.message), "PID 1 of the capsule was killed");
+	else if (status == -1)
 		record("killed", 0, SIGKILL);
-	} else if (WIFSIGNALED(status)) {
-		record("signaled", 0, WTERMSIG(status));
-		code = 128 + WTERMSIG(status);
-	} else {
-		record("exited", WEXITSTATUS(status), 0);
-		code = WEXITSTATUS(status);
-	}
-	if (!all.running)
-		report("failed", "%s", *all.message ? all.message : "the VMM ended before it began");
+	else if (WIFSIGNALED(status))
+		record("signaled", 0, WTERMSIG(status)), code = 128 + WTERMSIG(status);
+	else
+		record("exited", WEXITSTATUS(status), 0), code = WEXITSTATUS(status);
+	report("failed", "%s", *all.message ? all.message : "the VMM ended before it began"); /* no one hears it once started */
 	unlinkat(all.run_directory, "console.sock", 0);
 	unlinkat(all.run_directory, "shim.sock", 0);
 	console_flush(FLUSH_MS);
@@ -293,35 +225,30 @@ static _Noreturn void finish(void)
 }
 
 /* Runs until PID 1, and with it the VMM, has ended. */
-_Noreturn void supervise(struct spec *spec)
-{
-	struct pollfd fds[FIXED + 1 + CLIENTS + 1 + CONTROLS];
+_Noreturn void supervise(struct spec *spec) {
+	struct pollfd fds[FIXED + CONSOLE_FDS];
 	prepare(spec);
 	start_init(spec);
-	spec_free(spec);
+	free(spec);
 	close(FD_SPEC);
 	close(FD_GO);
 	while (!all.ended) {
 		for (int i = 0; i < FIXED; i++)
 			fds[i] = (struct pollfd){all.fds[i], POLLIN, 0};
-		fds[TERMINAL].events |= console_wants();
-		size_t count = FIXED;
-		count += console_poll(fds + count);
-		count += control_poll(fds + count);
-		if (poll(fds, count, -1) < 0)
+		console_poll(fds + FIXED);
+		if (poll(fds, FIXED + CONSOLE_FDS, -1) < 0)
 			continue;
 		if (fds[BIRTH].revents)
 			hear_birth();
 		if (fds[ENDING].revents)
 			hear_ending();
-		if (fds[TERMINAL].revents & POLLIN)
+		if (fds[TERMINAL].revents)
 			relay(all.fds[TERMINAL], &all.console, log_write);
-		if (fds[TERMINAL].revents & POLLOUT)
-			console_push();
 		if (fds[ERRORS].revents)
 			relay(all.fds[ERRORS], &all.errors, log_write_limited);
 		console_serve(fds + FIXED);
-		control_serve(fds + FIXED + 1 + CLIENTS);
+		if (fds[CONTROL].revents)
+			control_accept(all.fds[CONTROL], &all.processes);
 		if (fds[SIGNALS].revents)
 			hear_signals();
 	}
