@@ -82,7 +82,7 @@ def running(record: VMRecord, *, pid: int = 0) -> VMRecord:
 
 def make_nic(number: int, *, address: str = "", index: int = 0) -> NIC:
     """A NIC whose MAC follows from its VM's number."""
-    mac = f"02:00:00:{number >> 8 & 255:02x}:{number & 255:02x}:{index:02x}"
+    mac = ":".join(f"{byte:02x}" for byte in (2, *number.to_bytes(4, "big"), index))
     return NIC(
         index=index, mac=mac, tap=f"tap{index}", netns=f"ns{number}", network="default", address=address, prefix=16,
         gateway="10.88.0.1",

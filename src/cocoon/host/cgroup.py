@@ -55,9 +55,9 @@ def make_cgroups(hierarchies: Sequence[str], name: str, limits: CgroupLimits) ->
         if not found:
             missing.append(f"{controller} is not limited: this host has no such controller for us")
         for path, value in found:
-            error = _write(path, str(value))
-            if error is not None:
-                missing.append(f"{controller} is not limited: {path}: {error.strerror}")
+            problem = _write(path, str(value))
+            if problem is not None:
+                missing.append(f"{controller} is not limited: {path}: {problem.strerror}")
     return missing
 
 

@@ -91,6 +91,28 @@ def lock(path: str, timeout_s: float, *, what: str = "") -> Lock:
         os.close(fd)
 
 
+def lock_directory(path: str, timeout_s: float) -> Lock | None:
+    """The lock on a directory itself, which goes with it and leaves no file; None when there is no such directory.
+
+    `fd` is open on the directory. Raises Timeout, HostFault.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HostFault(f"open {path}: {error.strerror}") from error
+    held = Lock(path, fd)
+    try:
+        if _flock_until(fd, time.monotonic() + timeout_s):
+            return held
+    except BaseException:
+        held.release()
+        raise
+    held.release()
+    raise Timeout(f"{path} is still locked after {timeout_s:g} s", hint="another command is at work on it")
+
+
 def is_locked(path: str) -> bool:
     """Whether somebody holds the lock on `path`; takes and frees it to find out, so it is true only for a moment."""
     fd = _open(path, create=False)

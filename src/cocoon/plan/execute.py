@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cocoon.errors import CocoonError, Interrupted
@@ -60,84 +61,106 @@ def execute(world: World, draw: Callable[[Transaction], Plan], *, operation_id: 
         except BaseException:
             owner.remove()
             raise
-        world.outputs, world.operation_id = {}, operation_id
-        applied: list[int] = []
+        work = Undertaking(world, plan, operation_id=operation_id, owner=owner)
         try:
             failpoint(f"{plan.kind}:begin")
-            apply_steps(world, plan, gate, applied)
+            work.apply(gate)
             gate.call(lambda: failpoint(f"{plan.kind}:commit"))
-            _commit(world, operation_id, plan.on_success, world.outputs)
+            work.commit()
         except BaseException as error:
-            failure = _after_failure(world, plan, owner, error, applied)
+            failure = _after_failure(work, error)
             if failure is error:
                 raise
             raise failure from error
-        _finished(world, plan, owner)
+        work.end()
     return world.outputs
 
 
-def apply_steps(world: World, plan: Plan, gate: Gate, applied: list[int]) -> None:
-    """All effects in order; `applied` gets the number of each step before it begins."""
-    for index, step in enumerate(plan.steps):
-        applied.append(index)
+class Undertaking:
+    """One plan under way, whose operation is recorded and whose lock we hold until `take_back` or `end`.
 
-        def effect(index: int = index) -> Value | None:
-            failpoint(f"{plan.point(index)}.before")
-            output = plan.steps[index].apply(world)
-            failpoint(f"{plan.point(index)}.after")
-            return output
-
-        try:
-            output = gate.call(effect)
-        except OSError as error:
-            raise host_fault(f"{plan.kind}: {step.step}", error) from error
-        if output is not None:
-            world.outputs[step.step] = output
-
-
-def undo_steps(world: World, plan: Plan, indices: Iterable[int]) -> list[str]:
-    """Takes the steps back, last first; says in words what could not be. The caller has closed the gate."""
-    problems = []
-    for index in sorted(indices, reverse=True):
-        try:
-            failpoint(f"{plan.point(index)}.undo")
-            plan.steps[index].undo(world)
-        except Exception as error:  # noqa: BLE001 - the other steps must be undone all the same; it is reported
-            problems.append(f"{plan.steps[index].step}: {error}")
-    return problems
-
-
-def take_back(world: World, plan: Plan, owner: Lock, indices: Iterable[int]) -> list[str]:
-    """Undoes the steps and then the rows; says what went wrong, in which case the operation stays in the store.
-
-    The owner's lock is free afterwards, either way.
+    `begun` holds the numbers of the steps that may have had an effect.
     """
-    operation_id = world.operation_id
-    problems = undo_steps(world, plan, indices) if plan.recovery == UNDO else []
-    if not problems:
+
+    def __init__(self, world: World, plan: Plan, *, operation_id: str, owner: Lock) -> None:
+        world.outputs, world.operation_id = {}, operation_id
+        self.plan = plan
+        self.begun: set[int] = set()
+        self._world = world
+        self._operation_id = operation_id
+        self._owner = owner
+
+    def apply(self, gate: Gate) -> None:
+        """All effects in order. Raises whatever a step raises, and Stop."""
+        for index, step in enumerate(self.plan.steps):
+            self.begun.add(index)
+            try:
+                output = gate.call(partial(self._effect, index))
+            except OSError as error:
+                raise host_fault(f"{self.plan.kind}: {step.step}", error) from error
+            if output is not None:
+                self._world.outputs[step.step] = output
+
+    def take_back(self) -> list[str]:
+        """Undoes what has begun, and then the rows; says what went wrong: then the operation stays in the store.
+
+        A plan that is to be finished is not undone, only ended. The owner's lock is free afterwards, either way.
+        """
+        problems = self._undo() if self.plan.recovery == UNDO else []
+        if not problems:
+            try:
+                self._commit(self.plan.on_undo, {})
+                self._owner.remove()
+                return []
+            except CocoonError as error:
+                problems = [f"the store: {error.message}"]
         try:
-            _commit(world, operation_id, plan.on_undo, {})
+            with self._world.store.write() as transaction:
+                transaction.fail_operation(self._operation_id, "; ".join(problems))
         except CocoonError as error:
             problems.append(f"the store: {error.message}")
-    if not problems:
-        owner.remove()
-        return []
-    try:
-        with world.store.write() as transaction:
-            transaction.fail_operation(operation_id, "; ".join(problems))
-    except CocoonError as error:
-        problems.append(f"the store: {error.message}")
-    owner.release()
-    for problem in problems:
-        world.report(f"could not undo {plan.kind}: {problem}")
-    return problems
+        self._owner.release()
+        return problems
 
+    def commit(self) -> None:
+        """The last commit: what the plan was for is so now."""
+        self._commit(self.plan.on_success, self._world.outputs)
 
-def complete(world: World, plan: Plan, owner: Lock) -> None:
-    """The last commit of a plan whose steps have all been applied, and its end."""
-    failpoint(f"{plan.kind}:commit")
-    _commit(world, world.operation_id, plan.on_success, world.outputs)
-    _finished(world, plan, owner)
+    def end(self) -> None:
+        """After the last commit: the lock goes."""
+        failpoint(f"{self.plan.kind}:end")
+        self._owner.remove()
+        for problem in self._world.store.mirror_problems:
+            self._world.report(f"the readable copy of a record is old: {problem}")
+        self._world.store.mirror_problems.clear()
+
+    def leave(self) -> None:
+        """Gives the operation up as it is, for the next command to take over."""
+        self._owner.release()
+
+    def _effect(self, index: int) -> Value | None:
+        failpoint(f"{self.plan.point(index)}.before")
+        output = self.plan.steps[index].apply(self._world)
+        failpoint(f"{self.plan.point(index)}.after")
+        return output
+
+    def _undo(self) -> list[str]:
+        """Every step that has begun, last first. The gate is closed: no signal comes in between."""
+        problems = []
+        for index in sorted(self.begun, reverse=True):
+            try:
+                failpoint(f"{self.plan.point(index)}.undo")
+                self.plan.steps[index].undo(self._world)
+            except Exception as error:  # noqa: BLE001 - the other steps must be undone all the same; it is reported
+                problems.append(f"{self.plan.steps[index].step}: {error}")
+                self._world.report(f"could not undo {self.plan.kind}: {problems[-1]}")
+        return problems
+
+    def _commit(self, changes: Iterable[RowChange], outputs: dict[str, Value]) -> None:
+        with self._world.store.write() as transaction:
+            for change in changes:
+                change.apply(transaction, outputs)
+            transaction.end_operation(self._operation_id)
 
 
 def _operation(operation_id: str, plan: Plan) -> Operation:
@@ -151,30 +174,13 @@ def _operation(operation_id: str, plan: Plan) -> Operation:
     )
 
 
-def _commit(world: World, operation_id: str, changes: Iterable[RowChange], outputs: dict[str, Value]) -> None:
-    with world.store.write() as transaction:
-        for change in changes:
-            change.apply(transaction, outputs)
-        transaction.end_operation(operation_id)
-
-
-def _finished(world: World, plan: Plan, owner: Lock) -> None:
-    failpoint(f"{plan.kind}:end")
-    owner.remove()
-    for problem in world.store.mirror_problems:
-        world.report(f"the readable copy of a record is old: {problem}")
-    world.store.mirror_problems.clear()
-
-
-def _after_failure(
-    world: World, plan: Plan, owner: Lock, error: BaseException, applied: Iterable[int]
-) -> BaseException:
+def _after_failure(work: Undertaking, error: BaseException) -> BaseException:
     """Undoes, and returns what to raise."""
-    problems = take_back(world, plan, owner, applied)
+    problems = work.take_back()
     note = f"undoing failed too ({'; '.join(problems)}); the next command tries it again" if problems else ""
     if isinstance(error, Stop):
-        what = "what was begun has been undone" if plan.recovery == UNDO else "it stays half done"
-        return Interrupted(f"{plan.kind} was interrupted" + ("" if problems else f"; {what}"), hint=note)
+        what = "what was begun has been undone" if work.plan.recovery == UNDO else "it stays half done"
+        return Interrupted(f"{work.plan.kind} was interrupted" + ("" if problems else f"; {what}"), hint=note)
     if isinstance(error, CocoonError) and note:
         error.hint = f"{error.hint}; {note}" if error.hint else note
     return error

@@ -10,11 +10,12 @@ import os
 from typing import TYPE_CHECKING
 
 from cocoon.errors import CocoonError, Interrupted
+from cocoon.host.failpoint import failpoint
 from cocoon.host.files import host_fault
-from cocoon.host.locks import Lock, try_lock
+from cocoon.host.locks import try_lock
 from cocoon.host.signals import Gate
-from cocoon.plan.execute import FINISH, apply_steps, complete, take_back
-from cocoon.plan.plan import Plan, plan_from_plain
+from cocoon.plan.execute import FINISH, Undertaking
+from cocoon.plan.plan import plan_from_plain
 
 if TYPE_CHECKING:
     from cocoon.plan.world import World
@@ -54,33 +55,36 @@ def _recover_one(world: World, operation_id: str) -> str:
         except CocoonError as error:
             owner.release()
             return f"operation {operation_id} ({operation.kind}) of a dead command is left alone: {error.message}"
-        world.outputs, world.operation_id = {}, operation_id
-        line = _finish(world, plan, owner, gate) if plan.recovery == FINISH else _undo(world, plan, owner)
+        work = Undertaking(world, plan, operation_id=operation_id, owner=owner)
+        line = _finish(work, gate) if plan.recovery == FINISH else _undo(work)
         if gate.pending:
             raise Interrupted(f"interrupted; {line}")
         return line
 
 
-def _undo(world: World, plan: Plan, owner: Lock) -> str:
-    problems = take_back(world, plan, owner, range(len(plan.steps)))
+def _undo(work: Undertaking) -> str:
+    # Nobody knows how far the dead one came.
+    work.begun.update(range(len(work.plan.steps)))
+    problems = work.take_back()
     if problems:
-        return f"{plan.kind} of a dead command could not be undone: {'; '.join(problems)}"
-    return f"{plan.kind} of a dead command was undone"
+        return f"{work.plan.kind} of a dead command could not be undone: {'; '.join(problems)}"
+    return f"{work.plan.kind} of a dead command was undone"
 
 
-def _finish(world: World, plan: Plan, owner: Lock, gate: Gate) -> str:
+def _finish(work: Undertaking, gate: Gate) -> str:
+    kind = work.plan.kind
     try:
-        apply_steps(world, plan, gate, [])
-        complete(world, plan, owner)
+        work.apply(gate)
+        failpoint(f"{kind}:commit")
+        work.commit()
+        work.end()
     except CocoonError as error:
-        take_back(world, plan, owner, ())
-        return f"{plan.kind} of a dead command could not be finished: {error.message}"
+        work.take_back()
+        return f"{kind} of a dead command could not be finished: {error.message}"
     except KeyboardInterrupt:
-        owner.release()  # It stays recorded: the next command finishes it.
-        raise Interrupted(
-            f"{plan.kind} of a dead command is not finished yet; the next command goes on with it"
-        ) from None
-    return f"{plan.kind} of a dead command was finished"
+        work.leave()
+        raise Interrupted(f"{kind} of a dead command is not finished yet; the next command goes on with it") from None
+    return f"{kind} of a dead command was finished"
 
 
 def _remove_orphans(world: World) -> None:

@@ -6,40 +6,38 @@ a newer one, however the writers' processes are scheduled. It goes with the VM's
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 
 from cocoon.errors import CocoonError
 from cocoon.host.files import host_fault, read_beneath
+from cocoon.host.locks import lock_directory
 from cocoon.model.vm import VMRecord
 from cocoon.paths import Paths
 from cocoon.store.codec import encode_readable
 
 MIRROR_LIMIT_BYTES = 16 * 1024 * 1024
+LOCK_TIMEOUT_S = 10.0  # For one small write of another process.
 _TEMPORARY = ".vm.json.tmp"
 
 
 def write_mirror(paths: Paths, record: VMRecord) -> None:
-    """Brings the VM's mirror to this revision, unless it has a newer one or the VM no directory. Raises HostFault."""
+    """Brings the VM's mirror to this revision, unless it has a newer one or the VM no directory.
+
+    Raises HostFault, Timeout.
+    """
     directory, name = os.path.split(paths.vm(record.id).mirror)
-    try:
-        # The directory itself is the lock: it needs no file of its own and goes with the VM.
-        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
+    held = lock_directory(directory, LOCK_TIMEOUT_S)
+    if held is None:
         return
-    except OSError as error:
-        raise host_fault(f"open {directory}", error) from error
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        if _revision(held, name) < record.revision:
-            _replace(held, name, encode_readable(record).encode())
-    except FileNotFoundError:
-        return  # The VM was removed meanwhile.
-    except OSError as error:
-        raise host_fault(f"write {directory}/{name}", error) from error
-    finally:
-        os.close(held)
+    with held:
+        try:
+            if _revision(held.fd, name) < record.revision:
+                _replace(held.fd, name, encode_readable(record).encode())
+        except FileNotFoundError:
+            return  # The VM was removed meanwhile.
+        except OSError as error:
+            raise host_fault(f"write {directory}/{name}", error) from error
 
 
 def _revision(directory: int, name: str) -> int:
