@@ -111,13 +111,11 @@ def _probe_lasting(commands: dict[str, str], located: dict[str, str | None], arc
     from cocoon.host.kvm import probe_kvm
 
     binaries = {name: probe_binary(name, command, arch) for name, command in commands.items()}
-    files = [path for facts in binaries.values() for path in facts.closure]
-    files += [path for path in located.values() if path]
     return {
         "format": CACHE_FORMAT,
         "boot_id": boot_id(),
         "located": located,
-        "stamps": {path: _stamp(path) for path in (*files, KVM_DEVICE)},
+        "stamps": _stamps(binaries, located),
         "kvm": to_plain(probe_kvm(arch, binaries["qemu"])),
         "binaries": to_plain(binaries),
         "landlock": landlock_abi(),
@@ -153,11 +151,17 @@ def _is_current(cached: dict[str, Any], located: dict[str, str | None]) -> bool:
     if (cached["format"], cached["boot_id"], cached["located"]) != (CACHE_FORMAT, boot_id(), located):
         return False
     from_plain(KVMFacts, cached["kvm"])
-    for name in located:
-        from_plain(BinaryFacts, cached["binaries"][name])
-    return isinstance(cached["landlock"], int) and all(
-        _stamp(path) == stamp for path, stamp in cached["stamps"].items()
-    )
+    binaries = {name: from_plain(BinaryFacts, plain) for name, plain in cached["binaries"].items()}
+    if binaries.keys() != located.keys() or not isinstance(cached["landlock"], int):
+        return False
+    return bool(cached["stamps"] == _stamps(binaries, located))
+
+
+def _stamps(binaries: dict[str, BinaryFacts], located: dict[str, str | None]) -> dict[str, list[int]]:
+    """The stamp of every file that the facts depend on."""
+    files = [path for facts in binaries.values() for path in facts.closure]
+    files += [path for path in located.values() if path]
+    return {path: _stamp(path) for path in (*files, KVM_DEVICE)}
 
 
 def _write_cache(path: str, lasting: dict[str, Any]) -> None:

@@ -1,0 +1,107 @@
+"""The doctor: finds what is there, says what to type about the rest, changes nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cocoon.config import Config
+from cocoon.engine import doctor
+from cocoon.engine.doctor import FAIL, OK, WARN, Finding, diagnose
+from cocoon.host import kvm
+from cocoon.model.host import KVMFacts
+from cocoon.store.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _quick_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvm, "probe_kvm", lambda arch, qemu: KVMFacts(usable=False, reason="a test says so"))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config(root_dir=str(tmp_path / "root"))
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    named = {finding.name: finding for finding in findings}
+    assert len(named) == len(findings)
+    return named
+
+
+def test_this_host(config: Config) -> None:
+    findings = by_name(diagnose(config))
+    for name in ("user", "machine", "qemu", "mkfs.ext4", "tun"):
+        assert findings[name].status == OK, findings[name]
+    assert findings["kvm"].status == WARN
+    assert "a test says so" in findings["kvm"].detail
+    for finding in findings.values():
+        assert finding.status in (OK, WARN, FAIL)
+        assert finding.detail
+        assert finding.hint or finding.status == OK, finding
+
+
+def test_nothing_is_made(config: Config, tmp_path: Path) -> None:
+    findings = by_name(diagnose(config))
+    assert os.listdir(tmp_path) == []
+    assert findings["store"] == Finding(name="store", status=OK, detail=f"none yet in {config.root_dir}")
+
+
+def test_a_good_store(config: Config) -> None:
+    Store.open(config.paths(), create=True)
+    finding = by_name(diagnose(config))["store"]
+    assert finding.status == OK
+    assert "0 VMs" in finding.detail
+
+
+def test_a_damaged_store(config: Config) -> None:
+    Store.open(config.paths(), create=True)
+    with open(config.paths().database, "r+b") as file:
+        file.write(b"not a database at all")
+    assert by_name(diagnose(config))["store"].status == FAIL
+
+
+def test_a_page_that_rotted(config: Config) -> None:
+    Store.open(config.paths(), create=True)
+    path = config.paths().database
+    size = os.path.getsize(path)
+    with open(path, "r+b") as file:
+        file.seek(size // 2)
+        file.write(os.urandom(4096))
+    assert by_name(diagnose(config))["store"].status == FAIL
+
+
+def test_missing_programs(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "LIBEXEC_DIR", str(tmp_path / "libexec"))
+    findings = by_name(diagnose(config.replace(qemu_binary="/no/qemu", mkfs_erofs_binary="/no/mkfs")))
+    assert findings["cocoon-shim"].hint == "build it: make -C native"
+    assert findings["qemu"].status == FAIL
+    assert "apt-get install qemu-system" in findings["qemu"].hint
+    assert findings["mkfs.erofs"].status == FAIL
+
+
+@pytest.mark.parametrize(("version", "status"), [("1.5", FAIL), ("1.8", OK), ("1.8.6", OK), ("1.10.1", OK)])
+def test_versions_of_mkfs_erofs(config: Config, tmp_path: Path, version: str, status: str) -> None:
+    fake = tmp_path / "mkfs.erofs"
+    fake.write_text(f"#!/bin/sh\necho 'mkfs.erofs (erofs-utils) {version}'\n")
+    fake.chmod(0o755)
+    assert by_name(diagnose(config.replace(mkfs_erofs_binary=str(fake))))["mkfs.erofs"].status == status
+
+
+def test_an_old_qemu(config: Config, tmp_path: Path) -> None:
+    fake = tmp_path / "qemu"
+    fake.write_text(
+        "#!/bin/sh\ncase $1 in --version) echo 'QEMU emulator version 6.2.0';;"
+        " -machine) echo 'q35  PC (alias of pc-q35-6.2)';; -L) echo /usr/share/seabios; echo /usr/share/qemu;; esac\n"
+    )
+    fake.chmod(0o755)
+    findings = by_name(diagnose(config.replace(qemu_binary=str(fake))))
+    assert findings["qemu version"].status == FAIL
+    assert "7.2" in findings["qemu version"].detail
+
+
+def test_low_space(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "LOW_SPACE_BYTES", 1 << 62)
+    assert by_name(diagnose(config))["space"].status == WARN
