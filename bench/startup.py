@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# ruff: noqa: T201
 """What starting the command costs, as multiples of `python -c pass` on this machine in this run.
 
     bench/startup.py [--rounds N] [--json]
@@ -65,14 +66,27 @@ def fill_store(root: str, count: int) -> None:
             transaction.put_vm(
                 VMRecord(
                     id=f"{number:06d}".translate(str.maketrans("0189", "WXYZ")).ljust(26, "A"),
-                    spec=spec, state=VMState.RUNNING if runs else VMState.STOPPED, hypervisor="qemu",
-                    hypervisor_version="7.2.0", passed_over=(), image_digest="sha256:" + "a" * 64,
-                    boot=DirectBoot(kernel_path="/k", initrd_path="/i", kernel=""), kernel_cmdline="console=ttyS0",
-                    disks=(), nics=(nic,), uid=1_900_000_000 + number,
-                    processes=VMProcesses(supervisor=own) if runs else None, protections=(),
-                    created_at=now - 97 * number, updated_at=now, started_at=0.0, stopped_at=0.0, first_booted=False,
-                    exit_reason="", revision=0,
-                )  # fmt: skip
+                    spec=spec,
+                    state=VMState.RUNNING if runs else VMState.STOPPED,
+                    hypervisor="qemu",
+                    hypervisor_version="7.2.0",
+                    passed_over=(),
+                    image_digest="sha256:" + "a" * 64,
+                    boot=DirectBoot(kernel_path="/k", initrd_path="/i", kernel=""),
+                    kernel_cmdline="console=ttyS0",
+                    disks=(),
+                    nics=(nic,),
+                    uid=1_900_000_000 + number,
+                    processes=VMProcesses(supervisor=own) if runs else None,
+                    protections=(),
+                    created_at=now - 97 * number,
+                    updated_at=now,
+                    started_at=0.0,
+                    stopped_at=0.0,
+                    first_booted=False,
+                    exit_reason="",
+                    revision=0,
+                )
             )
 
 
@@ -124,7 +138,12 @@ def main() -> int:
     least = {name: min(found) for name, found in times.items()}
     pass_s = least["python -c pass"]
     rows = [
-        {"name": name, "cpu_ms": round(least[name] * 1000, 1), "ratio": round(least[name] / pass_s, 2), "budget": budget}
+        {
+            "name": name,
+            "cpu_ms": round(least[name] * 1000, 1),
+            "ratio": round(least[name] / pass_s, 2),
+            "budget": budget,
+        }
         for name, (budget, _) in wanted.items()
     ]
     if options.json:

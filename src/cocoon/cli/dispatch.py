@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cocoon.cli.tree import COMMANDS, GLOBAL_OPTIONS, GROUPS, load, split
+from cocoon.cli.tree import COMMANDS, GLOBAL_OPTIONS, load, split
 from cocoon.errors import CocoonError, Interrupted, InvalidSpec
 
 EXIT_INTERNAL = 1
@@ -12,7 +12,7 @@ EXIT_INTERNAL = 1
 
 def dispatch(arguments: list[str]) -> int:
     """Runs the command and returns its exit status. KeyboardInterrupt and OSError of stdout are the caller's."""
-    log_dir = ""
+    log_dir = path = ""
     try:
         _refuse_undecodable(arguments)
         path, rest = split(_without_help_word(arguments))
@@ -33,7 +33,7 @@ def dispatch(arguments: list[str]) -> int:
         log_dir = context.paths.log_dir
         return command.run(context, call)
     except CocoonError as error:
-        return report_error(error)
+        return report_error(error, path)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -61,26 +61,36 @@ def _without_help_word(arguments: list[str]) -> list[str]:
 
 
 def _show_group(path: str, rest: list[str]) -> int:
+    """The help of a group or of the whole; its options are read only to find wrong ones."""
+    from cocoon.cli.grammar import Command, HelpWanted, parse
     from cocoon.cli.help import render_group
 
-    if "--version" in rest and not path:
-        from cocoon.cli.fast import run_fast
-
-        return run_fast(["version"]) or 0
-    wrong = [argument for argument in rest if argument not in ("-h", "--help")]
-    if wrong and wrong[0].split("=")[0].lstrip("-") not in {option.name for option in GLOBAL_OPTIONS} | {"v"}:
-        where = f"cocoon {path}".rstrip()
-        raise InvalidSpec(f"{where} has no option {wrong[0]!r}", hint=f"see: {where} --help")
-    assert path in GROUPS or not path
+    group = Command(path=path, summary="", run=lambda context, call: 0, examples=())
+    try:
+        parse(group, GLOBAL_OPTIONS, rest)
+    except HelpWanted:
+        pass
     sys.stdout.write(render_group(path))
     return 0
 
 
-def report_error(error: CocoonError) -> int:
-    """Two lines on stderr, and the exit status of the kind of error."""
-    if not (isinstance(error, Interrupted) and not error.message):
-        write_error(error.message, error.hint)
+def report_error(error: CocoonError, path: str) -> int:
+    """Two lines on stderr about the command `path`; returns the exit status of the kind of error."""
+    write_error(error.message, error.hint or _usual_hint(error, path))
     return error.exit_status
+
+
+def _usual_hint(error: CocoonError, path: str) -> str:
+    """What to do where the error itself does not say it."""
+    if isinstance(error, Interrupted):
+        return ""
+    group = path.split(" ")[0] if " " in path else "vm"
+    hints = {
+        2: f"see: cocoon {path} --help".replace("  ", " "),
+        3: f"what there is: cocoon {group} list",
+        4: f"how things stand: cocoon {group} list",
+    }
+    return hints.get(error.exit_status, "what this host can do: cocoon doctor")
 
 
 def write_error(message: str, hint: str) -> None:

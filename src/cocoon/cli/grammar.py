@@ -106,7 +106,7 @@ class HelpWanted(Exception):
 
 def see_help(command: Command) -> str:
     """The hint that points to the command's help."""
-    return f"see: cocoon {command.path} --help"
+    return f"see: cocoon {command.path} --help".replace("  ", " ")
 
 
 def parse(command: Command, shared: Sequence[Option], arguments: Sequence[str]) -> Call:
@@ -184,7 +184,9 @@ class _Reader:
         long = [known for known in self._options if known.startswith("--")]
         near = nearest(name, long) if name.startswith("--") else ""
         hint = f"did you mean {near}? " if near else ""
-        raise InvalidSpec(f"{self._command.path} has no option {printable(name)}", hint=hint + see_help(self._command))
+        raise InvalidSpec(
+            f"{self._command.path or 'cocoon'} has no option {printable(name)}", hint=hint + see_help(self._command)
+        )
 
     def _following(self, option: Option) -> str:
         if not self._left:
