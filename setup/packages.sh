@@ -46,6 +46,18 @@ has_candidate() { # has_candidate NAME VERSION: the distribution offers NAME in 
     [ -n "$candidate" ] && [ "$candidate" != "(none)" ] && dpkg --compare-versions "$candidate" ge "$2"
 }
 
+debian_suite() { # debian_suite WHAT: the Debian release that the quickstart takes WHAT from
+    local newest=trixie
+    # The kernel of this machine's own release where it is a Debian: 6.1 boots in two thirds of the time of 6.12 under
+    # emulation, which is where it matters; a newer machine gets its newer kernel.
+    # shellcheck source=/dev/null
+    if [ "$1" = kernel ] && [ "$(. /etc/os-release && printf '%s' "$ID")" = debian ]; then
+        (. /etc/os-release && printf '%s' "${VERSION_CODENAME:-$newest}")
+    else
+        printf '%s' "$newest"
+    fi
+}
+
 debian_mirror() { # the mirror that this machine's own apt uses for Debian; nothing elsewhere (mmdebstrap knows one)
     # shellcheck disable=SC2016  # apt expands these
     apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(REPO_URI) $(CODENAME)' "Created-By: Packages" 2>/dev/null |
