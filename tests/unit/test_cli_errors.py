@@ -170,10 +170,7 @@ def test_an_unforeseen_error_is_one_line_and_a_file(tmp_path: Path) -> None:
     """A log directory exists, so that the traceback goes there."""
     root = tmp_path / "root"
     (root / "log").mkdir(parents=True)
-    broken = START.replace(
-        "import sys;", "import sys, cocoon.config as c; c.Config.paths_ = 0; import cocoon.cli.vm as v;"
-    )
-    broken = broken.replace("; sys.exit", "; v.checked_reference = None; sys.exit")
+    broken = START.replace("; sys.exit", "; import cocoon.cli.vm as v; v.checked_reference = None; sys.exit")
     done = subprocess.run(
         [sys.executable, "-c", broken, "--root-dir", str(root), "vm", "inspect", "x"],
         env=clean_environment(PYTHONPATH=str(PROJECT / "src")),
@@ -219,7 +216,7 @@ sys.exit(status)"""
         [
             sys.executable,
             "-c",
-            "print('up', flush=True)\n" + start,
+            launcher,
             "--root-dir",
             str(tmp_path / "r"),
             "kernel",
