@@ -147,7 +147,7 @@ def _fish(tables: Tables) -> str:
     lines = []
     for path in ["", *GROUPS]:
         for word, text in tables.words(path):
-            lines.append(f"complete -c cocoon -n '__cocoon_at \"{path}\"' -a {word} -d {_quoted(text)}")
+            lines.append(f"complete -c cocoon -n '__cocoon_at \"{path}\" 1' -a {word} -d {_quoted(text)}")
     for path, command in tables.commands.items():
         for option in command.options:
             lines.append(f"complete -c cocoon -n '__cocoon_at \"{path}\"' {_fish_option(tables, option)}")

@@ -1,32 +1,23 @@
 # bash completion of cocoon. Made by src/cocoon/cli/completion.py from the commands' own tables.
 
-_cocoon_names() {  # KIND: names from the store that this command line is about
-    local at state=()
-    for ((at = 1; at < COMP_CWORD; at++)); do
-        if [[ ${COMP_WORDS[at]} == --root-dir ]]; then
-            [[ ${COMP_WORDS[at + 1]} == "=" ]] && ((at++))
-            state=(--root-dir "${COMP_WORDS[at + 1]}")
-        elif [[ ${COMP_WORDS[at]} == --config ]]; then
-            state=(--config)
-        fi
-    done
-    command cocoon __complete "$1" "${state[@]}" 2>/dev/null
-}
-
 _cocoon() {
-    local route="" word waiting="" count=0 most=999 at kind="none" choices="" flags="" before current candidate
+    local route="" word waiting="" count=0 most=999 kind="none" choices="" flags="" before current candidate
+    local -a given=() state=()
     COMPREPLY=()
-    for ((at = 1; at < COMP_CWORD; at++)); do
-        word=${COMP_WORDS[at]}
-        # bash breaks words at '=' and ':' too: `--name=x` arrives as three words, `debian:13` as well.
-        case $word in
-            = | :) ((at++)); [[ $word == = ]] && ((at < COMP_CWORD)) && waiting=""; continue ;;
-        esac
-        if [[ -n $waiting && ${COMP_WORDS[at - 1]} == "$waiting" ]]; then
+    # COMP_WORDS is of no use: bash breaks words at '=' and ':' too, as in `--name=x` and `debian:13`.
+    before=${COMP_LINE:0:COMP_POINT}
+    current=${before##*[[:space:]]}
+    read -ra given <<<"${before%"$current"}"
+    for word in "${given[@]:1}"; do
+        if [[ -n $waiting ]]; then
+            [[ $waiting == --root-dir ]] && state=(--root-dir "$word")
+            [[ $waiting == --config ]] && state=(--config)
             waiting=""
             continue
         fi
         case $word in
+            --root-dir=*) state=("$word") ;;
+            --*=*) ;;
             --config | --root-dir | --run-dir | --log-dir | --dns | --output | --name | --modules | --escape-char | --cpu | --memory | --storage | --nics | --hypervisor | --kernel | --tail | --timeout | -o | -m | -n) waiting=$word ;;
             -*) ;;
             *)
@@ -67,9 +58,7 @@ _cocoon() {
                 ;;
         esac
     done
-    before=${COMP_LINE:0:COMP_POINT}
-    current=${before##*[[:space:]]}
-    if [[ $current == --*=* ]]; then
+    if [[ -z $waiting && $current == --*=* ]]; then
         waiting=${current%%=*}
         current=${current#*=}
     fi
@@ -134,7 +123,7 @@ _cocoon() {
             "vm start") kind="vm" most=999 ;;
             "vm stop") kind="vm" most=999 ;;
         esac
-        [[ -n $choices ]] && kind=$choices
+        [[ -n $choices ]] && kind=$choices most=1
         ((count >= most)) && kind="none"
     fi
     case $kind in
@@ -144,7 +133,7 @@ _cocoon() {
         vm | image | kernel)
             while IFS= read -r candidate; do
                 [[ $candidate == "$current"* ]] && COMPREPLY+=("$candidate")
-            done < <(_cocoon_names "$kind")
+            done < <(command cocoon __complete "$kind" "${state[@]}" 2>/dev/null)
             ;;
         *) mapfile -t COMPREPLY < <(compgen -W "$kind" -- "$current") ;;
     esac
