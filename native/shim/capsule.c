@@ -117,6 +117,7 @@ static void build_root(const struct spec *spec) {
 		check(place_mount(root, bind->inner, tree, S_ISDIR(about.st_mode), bind->mode[1] == 'w'), "bind", bind->inner);
 		close(tree);
 	}
+	close(root);
 	failpoint("built");
 	/* The old root ends up on top of the new one at the same place, and is taken off (pivot_root(2)). */
 	check(syscall(SYS_pivot_root, ".", "."), "pivot_root", "");
@@ -135,6 +136,7 @@ static void enter_namespaces(const struct spec *spec) {
 		int netns = open(path, O_RDONLY | O_CLOEXEC);
 		check(netns, "open", path);
 		check(setns(netns, CLONE_NEWNET), "enter", path);
+		close(netns);
 	} else {
 		require(spec, unshare(CLONE_NEWNET), "private-network", "new network namespace");
 	}

@@ -23,17 +23,16 @@ _Static_assert(sizeof(char *) == WORD, "a value is a word");
 
 /* Turns escapes into what they stand for, in place; false for one that there is not. */
 bool unescape(char *text) {
-	char *out = text;
-	for (; *text; text++, out++) {
+	for (char *out = text; (*out++ = *text) != 0; text++) {
 		const char *pair = "n\nt\tr\r\\\\";
-		while (*text == '\\' && *pair && *pair != text[1])
-			pair += 2;
+		if (*text != '\\')
+			continue;
+		for (text++; *pair && *pair != *text; pair += 2)
+			;
 		if (!*pair)
 			return false;
-		*out = *text == '\\' ? pair[1] : *text;
-		text += *text == '\\';
+		out[-1] = pair[1];
 	}
-	*out = 0;
 	return true;
 }
 
