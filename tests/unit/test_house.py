@@ -1,4 +1,4 @@
-"""The house rules that can be read off the source: who may import whom, sizes, names, docstrings, what an install leaves."""
+"""House rules that can be read off the source: imports, sizes, names, docstrings; and what an installation leaves."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 5
 MAX_POSITIONAL = 3
-MAX_C_LINES = {"shim": 1000, "guest": 1600}
+# Lines of code: without blank lines and comments.
+MAX_C_LINES = {"shim": 1500, "guest": 1500}
 # Only these may start programs, open sockets and call into the kernel (house rule: the host room).
 HOST_ONLY = {"subprocess", "ctypes", "fcntl", "_posixsubprocess"}
 
@@ -152,9 +153,17 @@ def test_no_dataclasses(path: Path) -> None:
 @pytest.mark.parametrize("part", MAX_C_LINES)
 def test_c_programs_stay_small(part: str) -> None:
     sources = [*(PROJECT / "native" / part).glob("*.c"), *(PROJECT / "native" / part).glob("*.h")]
+    assert sources
     lines = {path.name: len(path.read_text().splitlines()) for path in sources}
-    assert sum(lines.values()) < MAX_C_LINES[part], lines
     assert all(count < MAX_MODULE_LINES for count in lines.values()), lines
+    code = {path.name: count_code_lines(path.read_text()) for path in sources}
+    assert sum(code.values()) < MAX_C_LINES[part], code
+
+
+def count_code_lines(source: str) -> int:
+    """Lines of C that hold more than comments; good enough for sources without comment marks in strings."""
+    without_comments = re.sub(r"/\*.*?\*/|//[^\n]*", "", source, flags=re.DOTALL)
+    return sum(bool(line.strip()) for line in without_comments.splitlines())
 
 
 def test_no_dependency_runs_code_at_start() -> None:
