@@ -120,6 +120,6 @@ def test_arm64_guest_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyP
     fake = tmp_path / "qemu"
     fake.write_text("#!/bin/sh\nexec sleep 60\n")
     fake.chmod(0o755)
-    monkeypatch.setattr(kvm, "CHILD_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(kvm, "ARM64_TIMEOUT_S", 0.5)
     with pytest.raises(Timeout):
         kvm.run_arm64_guest(str(fake), ())
