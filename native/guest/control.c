@@ -5,15 +5,14 @@
  *   anything else       -> error unknown
  *   (by itself)            exit STATUS, when the command has ended and a host is listening
  *
- * The host may go and come back at any time: a half line is dropped when it goes. A host that does not read loses
- * answers and stalls nobody. The transport is only in open_channel; a vsock will give a descriptor as well. */
+ * The host may go and come back at any time. A NUL byte drops the line so far: a new client begins with one, so that
+ * it does not end the line of another that went away. A host that does not read loses answers and stalls nobody.
+ * The transport is only in open_channel; a vsock will give a descriptor as well. */
 #define _GNU_SOURCE
 #include "guest.h"
 
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -49,6 +48,18 @@ int open_channel(struct channel *channel)
 	return channel->fd;
 }
 
+/* Sends what fits. The rest waits for the next edge: data from a host that has just connected can arrive before the
+ * news that it is there, and until then the port takes nothing. */
+static void flush_answers(struct channel *channel)
+{
+	ssize_t count = write(channel->fd, channel->answers, channel->unsent);
+
+	if (count < 0)
+		return;
+	channel->unsent -= (size_t)count;
+	memmove(channel->answers, channel->answers + count, channel->unsent);
+}
+
 void send_line(struct channel *channel, const char *format, ...)
 {
 	char line[sizeof channel->line + 16];
@@ -62,9 +73,11 @@ void send_line(struct channel *channel, const char *format, ...)
 	if (length > (int)sizeof line - 2)
 		length = sizeof line - 2;
 	line[length++] = '\n';
-	/* One write: the port takes 32 KiB whole or, without a listener, nothing. */
-	if (write(channel->fd, line, (size_t)length) < 0 && errno != EAGAIN)
-		complain("cannot answer on the control channel: %s", strerror(errno));
+	if ((size_t)length > sizeof channel->answers - channel->unsent)
+		return;
+	memcpy(channel->answers + channel->unsent, line, (size_t)length);
+	channel->unsent += (size_t)length;
+	flush_answers(channel);
 }
 
 static enum request answer(struct channel *channel, char *line, long *grace_s)
@@ -86,6 +99,11 @@ static enum request answer(struct channel *channel, char *line, long *grace_s)
 
 static enum request take_byte(struct channel *channel, char byte, long *grace_s)
 {
+	if (byte == '\0') {
+		channel->used = 0;
+		channel->overlong = false;
+		return REQUEST_NONE;
+	}
 	if (byte != '\n') {
 		if (channel->used < sizeof channel->line - 1)
 			channel->line[channel->used++] = byte;
@@ -104,19 +122,17 @@ static enum request take_byte(struct channel *channel, char byte, long *grace_s)
 	return request;
 }
 
-/* Takes what has arrived. Call it at every edge that epoll reports: it reads until nothing is left. */
+/* Takes what has arrived and sends what has waited. Call it at every edge that epoll reports: it leaves nothing. */
 enum request serve_channel(struct channel *channel, long *grace_s)
 {
 	char bytes[512];
 	ssize_t count;
 
+	if (channel->unsent)
+		flush_answers(channel);
 	while ((count = read(channel->fd, bytes, sizeof bytes)) > 0)
 		for (ssize_t i = 0; i < count; i++)
 			if (take_byte(channel, bytes[i], grace_s) == REQUEST_SHUTDOWN)
 				return REQUEST_SHUTDOWN;
-	if (count == 0) { /* the host has gone */
-		channel->used = 0;
-		channel->overlong = false;
-	}
 	return REQUEST_NONE;
 }

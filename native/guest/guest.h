@@ -76,9 +76,9 @@ void find_account(const char *user, struct account *account);
 enum request { REQUEST_NONE, REQUEST_SHUTDOWN };
 struct channel {
 	int fd;
-	size_t used;
+	size_t used, unsent;
 	bool overlong;
-	char line[512];
+	char line[512], answers[4096];
 };
 int open_channel(struct channel *channel);
 enum request serve_channel(struct channel *channel, long *grace_s);

@@ -194,7 +194,7 @@ _Noreturn void supervise(struct config *config)
 		fail("cannot watch for events: %s", strerror(errno));
 	watch(&machine, machine.signal_fd, EPOLLIN);
 	/* Edge-triggered: a port without a listener hangs up all the time, and would keep us busy. */
-	watch(&machine, open_channel(&machine.channel), EPOLLIN | EPOLLET);
+	watch(&machine, open_channel(&machine.channel), EPOLLIN | EPOLLOUT | EPOLLET);
 	watch_buttons(&machine);
 	machine.command = start_command(config, &inherited);
 	while (!machine.ended)

@@ -5,8 +5,8 @@
     anything else        error ...
 
 The guest may be hostile, silent or not there: every wait has a deadline, every line a limit. What an earlier client
-left in the pipe (half a request of its, an answer to it) is passed over by a first `ping` with a random word: nothing
-before its `pong` counts.
+left in the pipe is passed over: a NUL byte drops its half request, and nothing counts before the `pong` to a `ping`
+with a random word.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ CONTROL_SOCKET = "/vm/run/control.sock"
 # cocoon-init's own limit on a line is 511 bytes, its answers are hardly longer.
 MAX_LINE_BYTES = 1024
 MAX_REQUEST_BYTES = 500
-# Stale answers that a client will read past; more is a guest that talks nonsense.
-MAX_STALE_LINES = 64
+# Answers to other clients that are read past, what the VMM and the guest's driver can hold; more is nonsense.
+MAX_STALE_BYTES = 1024 * 1024
 DEFAULT_GRACE_S = 10
 
 
@@ -68,10 +68,13 @@ class Channel:
     def _synchronise(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         word = os.urandom(8).hex()
-        self._send(b"\nping " + word.encode() + b"\n", deadline)
-        for _ in range(MAX_STALE_LINES):
-            if self._read_line(deadline) == f"pong {word}":
+        self._send(b"\0ping " + word.encode() + b"\n", deadline)
+        passed_bytes = 0
+        while passed_bytes <= MAX_STALE_BYTES:
+            line = self._read_line(deadline)
+            if line == f"pong {word}":
                 return
+            passed_bytes += len(line) + 1
         raise APIFailed("the guest's control channel answers nonsense", hint="look at it through its console")
 
     def _send(self, data: bytes, deadline: float) -> None:

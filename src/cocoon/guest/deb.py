@@ -122,13 +122,16 @@ def read_deb(
         if suffix:
             chunks = _decompress_chunks(chunks, suffix, MAX_UNPACKED_BYTES)
         yield from _read_tar(_Stream(chunks), wanted, seen)
+        # The checksum of packed data comes last.
+        for _ in chunks:
+            pass
 
 
 def _open(path: str) -> BinaryIO:
     try:
         return open(path, "rb")
-    except OSError as error:
-        raise NotFound(f"cannot open {printable(path, 400)}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise NotFound(f"cannot open {printable(path, 400)}: {error}") from error
 
 
 def _find_data(file: BinaryIO) -> tuple[int, str]:

@@ -1,0 +1,279 @@
+"""cocoon-init in a real machine: QEMU alone, emulated, on the kernel and initramfs that `kernel add` makes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+import guest_vm
+from cocoon.errors import APIFailed, Timeout
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="session")
+def boot(tmp_path_factory, kernel_deb: Path) -> Path:
+    directory = tmp_path_factory.mktemp("boot")
+    guest_vm.build_boot_files(kernel_deb, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def layers(tmp_path_factory) -> list[Path]:
+    """A busybox root, and above it a layer that adds, changes and hides."""
+    directory = tmp_path_factory.mktemp("layers")
+    lower, upper = directory / "lower", directory / "upper"
+    guest_vm.make_root(lower)
+    (lower / "data" / "hidden").write_text("hidden\n")
+    (lower / "data" / "changed").write_text("old\n")
+    (lower / "data" / "kept").write_text("kept\n")
+    (upper / "data").mkdir(parents=True)
+    os.mknod(upper / "data" / "hidden", 0o020000, os.makedev(0, 0))
+    (upper / "data" / "changed").write_text("new\n")
+    (lower / "etc" / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+    return [guest_vm.make_layer(lower, directory / "0.erofs"), guest_vm.make_layer(upper, directory / "1.erofs")]
+
+
+@pytest.fixture
+def vm(tmp_path, boot, layers):
+    machine = guest_vm.GuestVM(tmp_path, boot, layers)
+    yield machine
+    machine.close()
+
+
+def between(text: str, mark: str) -> list[str]:
+    """The lines that the guest printed between `<mark>` and `</mark>`."""
+    found = re.search(f"<{mark}>\n(.*?)</{mark}>", text, re.DOTALL)
+    assert found, text
+    return found.group(1).splitlines()
+
+
+def section(mark: str, script: str) -> str:
+    return f"echo '<{mark}>'; {script}; echo '</{mark}>'; "
+
+
+def test_what_the_command_sees(vm):
+    text = vm.shell(
+        section("env", "env")
+        + section("id", "id; pwd; hostname; tty; cat /proc/sys/kernel/hostname")
+        + section("data", "ls -1 /data; cat /data/changed; ls -1a /")
+        + section(
+            "net", "ip -4 addr show eth0; ip route; ip addr show lo; cat /etc/hosts /etc/resolv.conf /etc/hostname"
+        )
+        + section("mounts", "cut -d' ' -f2,3 /proc/mounts; ls -l /dev/fd /dev/stdout; ulimit -n; ulimit -Hn")
+        + section("pid1", "cat /proc/1/comm; grep -c . /etc/machine-id; ls /proc/1/fd; free | head -2"),
+        environment=("FOO=bar baz", "PATH=/bin:/opt/bin"),
+    )
+    environment = between(text, "env")
+    for line in ("FOO=bar baz", "PATH=/bin:/opt/bin", "HOSTNAME=tester", "HOME=/root", "TERM=xterm"):
+        assert line in environment
+    who, cwd, hostname, tty, kernel_hostname = between(text, "id")
+    assert who.startswith("uid=0(root) gid=0(root) groups=29(audio)")
+    assert (cwd, hostname, kernel_hostname) == ("/", "tester", "tester") and tty == "/dev/ttyS0"
+    data = between(text, "data")
+    assert data[:3] == ["changed", "kept", "new"] and "hidden" not in data
+    assert not {"l", "cow", "modules", "init"} & set(data)
+    network = "\n".join(between(text, "net"))
+    for piece in ("inet 10.0.2.15/24", "default via 10.0.2.2 dev eth0", "inet 127.0.0.1/8", "10.0.2.15\ttester"):
+        assert piece in network
+    assert "nameserver 10.0.2.3\ntester" in network
+    mounts = between(text, "mounts")
+    for line in ("/ overlay", "/proc proc", "/sys sysfs", "/dev devtmpfs", "/dev/pts devpts", "/dev/shm tmpfs"):
+        assert line in mounts
+    assert mounts[-2:] == ["1024", "524288"]
+    assert between(text, "pid1")[:2] == ["init", "0"]  # the image's machine id was reset on the fresh disk
+    assert "cocoon-init:" not in text
+
+
+def test_user_group_and_working_directory(vm):
+    script = "id; pwd; touch x && echo wrote || echo refused; echo $HOME; "
+    script += "echo to-stdout > /dev/stdout; touch /tmp/y && echo tmp"
+    lines = vm.shell(script, user="bob", working_dir="/srv/app/new").splitlines()
+    assert "uid=1000(bob) gid=1000(bob) groups=6(disk),29(audio)" in lines
+    for line in ("/srv/app/new", "refused", "/home/bob", "to-stdout", "tmp"):
+        assert line in lines
+
+
+def test_writes_last_and_the_disk_is_left_clean(vm):
+    vm.shell("echo one > /data/kept; rm /data/changed; mkdir /new; echo 42 > /etc/machine-id; sync")
+    check = subprocess.run(["e2fsck", "-fn", str(vm.cow)], capture_output=True, text=True)
+    assert check.returncode == 0, check.stdout
+    state = subprocess.run(["dumpe2fs", "-h", str(vm.cow)], capture_output=True, text=True).stdout
+    assert "needs_recovery" not in state and re.search(r"Filesystem state:\s+clean", state)
+    text = vm.shell("cat /data/kept; ls -1 /data; ls -d /new; cat /etc/machine-id")
+    assert "one\nkept\n/new\n42\n" in text
+
+
+def test_a_numeric_user_that_nobody_knows(vm):
+    assert "uid=4242 gid=77\n" in vm.shell("id", user="4242:77")
+
+
+def test_exec_errors_have_dockers_status(vm):
+    assert "cocoon-init: cannot run /no/such/program: No such file or directory" in vm.run("/no/such/program")
+
+
+def test_unknown_user_ends_the_machine_with_a_reason(vm):
+    assert "cocoon-init: the image has no user nobody" in vm.run("sh", user="nobody")
+
+
+def test_orphans_are_reaped_and_the_machine_ends_with_the_command(vm):
+    script = "(sleep 0.1 & sleep 0.2 & sleep 1000 &); sleep 1; ps -o pid,stat,comm | grep -c ' Z' ; echo bye"
+    started = time.monotonic()
+    text = vm.shell(script)
+    assert "0\nbye" in text
+    assert time.monotonic() - started < guest_vm.BOOT_TIMEOUT_S
+
+
+def test_control_channel(vm):
+    vm.start(vm.config("sh", "-c", "trap 'echo got TERM; exit 7' TERM; echo READY; while :; do sleep 0.1; done"))
+    vm.wait_for("READY")
+    channel = vm.channel()
+    assert channel.ask("ping some words", timeout_s=10) == "pong some words"
+    with pytest.raises(APIFailed, match="unknown"):
+        channel.ask("dance", timeout_s=10)
+    channel.close()
+    # A half line of a client that went away harms nobody, nor does one that never reads or sends far too much.
+    for junk in (b"shutd", b"ping " * 300, b"x" * 100_000 + b"\n", b"\0\n\r\n", b"ping a\n" * 2000):
+        with vm.connect() as connection:
+            connection.sendall(junk)
+    channel = vm.channel()
+    assert channel.ask("ping", timeout_s=10) == "pong"
+    channel.close()
+    connection = vm.connect()
+    connection.settimeout(30)
+    connection.sendall(b"\0shutdown 20\n")
+    received = b""
+    while chunk := connection.recv(4096):
+        received += chunk
+    connection.close()
+    assert received.endswith(b"ok\nexit 7\n"), received
+    assert "got TERM" in vm.wait_end()
+
+
+def test_a_command_that_will_not_stop_is_killed_after_its_grace(vm):
+    vm.start(vm.config("sh", "-c", "trap 'echo no' INT; echo READY; while :; do sleep 0.2; done", stop_signal="SIGINT"))
+    vm.wait_for("READY")
+    channel = vm.channel()
+    asked = time.monotonic()
+    assert channel.ask("shutdown 2", timeout_s=10) == "ok"
+    assert "no" in vm.wait_end(timeout=40)
+    assert time.monotonic() - asked >= 2
+    channel.close()
+
+
+KEYS = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]
+
+
+@pytest.mark.parametrize(("command", "arguments"), [("system_powerdown", {}), ("send-key", {"keys": KEYS})])
+def test_power_button_and_ctrl_alt_del_are_an_orderly_shutdown(vm, command, arguments):
+    vm.start(vm.config("sh", "-c", "trap 'echo got TERM; exit' TERM; echo READY; while :; do sleep 0.1; done"))
+    vm.wait_for("READY")
+    vm.monitor(command, arguments)
+    assert "got TERM" in vm.wait_end(timeout=60)
+
+
+def test_a_shell_without_a_command(vm):
+    """An image without any command: root's login shell on the console, with job control."""
+    vm.start(vm.config())
+    vm.wait_for("# ")
+    vm.type("echo $0 $((40+2)); id -un; sleep 100 & jobs\n")
+    text = vm.wait_for("42")
+    vm.wait_for("sleep 100")
+    assert "job control turned off" not in text and "can't access tty" not in text
+    channel = vm.channel()
+    asked = time.monotonic()
+    assert channel.ask("shutdown 60", timeout_s=10) == "ok"
+    vm.wait_end(timeout=40)  # an interactive shell ignores SIGTERM: it is hung up on instead of waited for
+    assert time.monotonic() - asked < 30
+    channel.close()
+
+
+def test_the_shells_poweroff(vm):
+    vm.start(vm.config("sh", "-c", "trap 'echo asked; exit' TERM; poweroff; while :; do sleep 0.1; done"))
+    assert "asked" in vm.wait_end()
+
+
+def test_an_init_becomes_pid_1(vm, tmp_path):
+    """The image's init has the machine: here busybox's, from its inittab."""
+    top = tmp_path / "top"
+    (top / "etc").mkdir(parents=True)
+    (top / "sbin").mkdir()
+    (top / "sbin" / "init").symlink_to("/bin/busybox")
+    script = "echo PID1 $(cat /proc/1/comm); hostname; ip -4 -o addr show eth0; "
+    script += "mount -t tmpfs tmpfs /run && echo own-run; poweroff -f"
+    (top / "etc" / "inittab").write_text(f"::sysinit:/bin/sh -c '{script}'\n")
+    vm.layers = [*vm.layers, guest_vm.make_layer(top, tmp_path / "top.erofs")]
+    text = vm.run("/sbin/init")
+    for piece in ("PID1 init\ntester\n", "inet 10.0.2.15/24", "own-run"):
+        assert piece in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": ("cocoon-layer9",)}, "no disk cocoon-layer9 after 10 seconds"),
+        ({"layers": ("cocoon-cow",)}, "cannot mount layer cocoon-cow (/dev/vdc): "),
+        ({"cow": "cocoon-layer0"}, "cannot mount COW disk cocoon-layer0 (/dev/vda): "),
+        ({"layers": ("/dev/vdz",)}, "no disk /dev/vdz after 10 seconds"),
+    ],
+)
+def test_what_cannot_be_mounted_ends_the_machine_with_a_reason(vm, changes, message):
+    text = vm.run("true", **changes)
+    assert f"cocoon-init: {message}" in text
+
+
+def test_disks_by_device_name(vm):
+    text = vm.shell("cat /data/changed", layers=("/dev/vdb", "/dev/vda"), cow="/dev/vdc")
+    assert "new" in text
+
+
+def test_a_bad_configuration_ends_the_machine_with_a_reason(vm, monkeypatch):
+    monkeypatch.setattr(guest_vm, "render_boot_config", lambda config: bytes(4096))
+    assert "cocoon-init: the configuration disk holds no boot configuration of version 1" in vm.run("true")
+
+
+def test_a_nic_that_is_not_there_is_told_and_not_fatal(vm):
+    nic = vm.config().nics[0].replace(mac="52:54:00:99:99:99")
+    text = vm.shell("echo still here", nics=(nic,))
+    assert "cocoon-init: no network interface has the address 52:54:00:99:99:99" in text and "still here" in text
+
+
+def test_gateway_outside_the_subnet(vm):
+    nic = vm.config().nics[0].replace(address="10.0.2.15", prefix=32, gateway="10.0.2.2", mtu=1400)
+    text = vm.shell("ip route; ip link show eth0", nics=(nic,))
+    assert "default via 10.0.2.2 dev eth0" in text and "10.0.2.2 dev eth0" in text and "mtu 1400" in text
+
+
+def test_memory_of_pid_1(vm):
+    """Under 1 MiB resident, the initramfs given back."""
+    text = vm.shell("grep VmRSS /proc/1/status; df -k / > /dev/null; echo")
+    resident = int(re.search(r"VmRSS:\s+(\d+) kB", text).group(1))
+    assert resident < 1024
+
+
+def test_user_space_within_four_seconds_under_emulation(vm):
+    """From the exec of QEMU to the command's first line. On a machine that others use too, processor time is what can
+    be held to a limit; on an idle one it is the same as the time that passes."""
+    seen = []
+    for _ in range(5):
+        vm.start(vm.config("echo", "HELLO"), watch="HELLO")
+        vm.wait_end()
+        seen.append((round(vm.first_output_cpu_s, 2), round(vm.first_output_s, 2)))
+        if seen[-1][0] < 4.0:
+            break
+    print(f"first user-space line: (processor time, time passed) {seen}")
+    assert min(cpu for cpu, _ in seen) < 4.0
+
+
+def test_a_guest_that_does_not_listen_yet_is_noticed(vm):
+    vm.start(vm.config("true"))
+    deadline = time.monotonic() + 5
+    while not (vm.directory / "control").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(Timeout):
+        vm.channel(timeout_s=0.2)

@@ -1,0 +1,118 @@
+"""The boot configuration: its exact bytes, its limits, and which commands take over the machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from cocoon.errors import InvalidSpec
+from cocoon.guest.bootconfig import (
+    MAX_BYTES,
+    MAX_STRING_BYTES,
+    BootConfig,
+    GuestNIC,
+    guest_arguments,
+    is_init,
+    parse_stop_signal,
+    render_boot_config,
+)
+from cocoon.model.image import ImageConfig
+
+
+def config(**changes) -> BootConfig:
+    return BootConfig(layers=("cocoon-layer0",), cow="cocoon-cow", hostname="web").replace(**changes)
+
+
+def records(data: bytes) -> list[bytes]:
+    header, _, rest = data.partition(b"\n")
+    magic, version, length = header.split()
+    assert (magic, version) == (b"cocoon-config", b"1")
+    body = rest[: int(length)]
+    assert body.endswith(b"\0") and not rest[int(length) :].strip(b"\0")
+    return body[:-1].split(b"\0")
+
+
+def test_bytes_are_exactly_these():
+    data = render_boot_config(
+        config(
+            layers=("cocoon-layer1", "cocoon-layer0"),
+            arguments=("sh", "-c", "echo\n1", ""),
+            environment=("A=b c",),
+            user="bob:disk",
+            working_dir="/srv",
+            stop_signal="SIGQUIT",
+            nics=(GuestNIC(mac="52:54:00:00:00:01", address="10.0.0.2", prefix=24, gateway="10.0.0.1"),),
+            dns=("1.1.1.1",),
+            reboots=True,
+        )
+    )
+    body = (
+        b"layer=cocoon-layer1\0layer=cocoon-layer0\0cow=cocoon-cow\0hostname=web\0arg=sh\0arg=-c\0arg=echo\n1\0arg=\0"
+        b"env=A=b c\0nic=52:54:00:00:00:01,10.0.0.2/24,10.0.0.1,1500\0dns=1.1.1.1\0user=bob:disk\0cwd=/srv\0"
+        b"stop_signal=3\0reboot=yes\0"
+    )
+    content = b"cocoon-config 1 %d\n" % len(body) + body
+    assert data == content + bytes(4096 - len(content))
+
+
+def test_a_nic_without_address_has_empty_fields():
+    nic = GuestNIC(mac="52:54:00:00:00:01", address="", prefix=0, gateway="", mtu=9000)
+    assert b"nic=52:54:00:00:00:01,,,9000" in records(render_boot_config(config(nics=(nic,))))
+
+
+def test_bytes_that_are_no_text_pass_unchanged():
+    assert b"env=A=\xff\xfe" in records(
+        render_boot_config(config(environment=(b"A=\xff\xfe".decode(errors="surrogateescape"),)))
+    )
+
+
+def test_size_is_a_multiple_of_4096_and_at_most_1_mib():
+    assert len(render_boot_config(config(environment=("A" * 5000,)))) == 8192
+    many = tuple("A" * MAX_STRING_BYTES for _ in range(7))
+    assert len(render_boot_config(config(environment=many))) <= MAX_BYTES
+    with pytest.raises(InvalidSpec, match="1 MiB"):
+        render_boot_config(config(environment=(*many, *many[:2])))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hostname": "a\0b"},
+        {"arguments": ("x" * (MAX_STRING_BYTES + 1),)},
+        {"layers": ()},
+        {"layers": ("x",) * 257},
+        {"dns": ("1.1.1.1",) * 9},
+        {"user": "u" * 512},
+        {"stop_signal": "SIGNOTHING"},
+        {"nics": (GuestNIC(mac="m", address="", prefix=0, gateway=""),) * 33},
+    ],
+)
+def test_what_the_guest_would_refuse_is_refused_here(changes):
+    with pytest.raises(InvalidSpec):
+        render_boot_config(config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("", 0), ("SIGTERM", 15), ("term", 15), ("9", 9), ("SIGRTMIN+3", 37), ("RTMIN", 34), ("SIGWINCH", 28)],
+)
+def test_stop_signals(text, number):
+    assert parse_stop_signal(text) == number
+
+
+@pytest.mark.parametrize("text", ["SIG_DFL", "0", "65", "SIGRTMIN+40", "-1", "SIG BLOCK", "٣"])
+def test_wrong_stop_signals(text):
+    with pytest.raises(InvalidSpec):
+        parse_stop_signal(text)
+
+
+def test_the_command_replaces_the_images_but_not_its_entrypoint():
+    image = ImageConfig(entrypoint=("/entry",), command=("serve",))
+    assert guest_arguments(image, ()) == ("/entry", "serve")
+    assert guest_arguments(image, ("sh",)) == ("/entry", "sh")
+    assert guest_arguments(ImageConfig(), ()) == ()
+
+
+def test_an_init_becomes_pid_1():
+    assert is_init(("/sbin/init",)) and is_init(("/lib/systemd/systemd", "--log-level=debug"))
+    assert not is_init(("/usr/sbin/nginx",)) and not is_init(())
+    assert b"init=yes" in records(render_boot_config(config(arguments=("/sbin/init",))))
