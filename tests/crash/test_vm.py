@@ -1,0 +1,119 @@
+"""kill -9 at every point of create, start, stop, rm and run, with a real VMM: the next command makes it as if nothing
+had happened, or as if all had."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from fixtures import Cocoon
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+SMALL = ("--cpu", "1", "--memory", "128M", "--storage", "64M")
+NAME = "crash"
+
+
+def points(cocoon: Cocoon, *arguments: str) -> list[str]:
+    """Every point that a command passes, in order, as the executor itself names them."""
+    done = cocoon.run(*arguments, environment={"COCOON_FAILPOINT": "list"})
+    return re.findall(r"^failpoint (.*)$", done.stderr, re.MULTILINE)
+
+
+def kill_at(cocoon: Cocoon, point: str, *arguments: str) -> None:
+    """Runs the command, which dies at `point`."""
+    done = cocoon.run(*arguments, check=False, environment={"COCOON_FAILPOINT": f"{point}:kill"})
+    assert done.returncode == -signal.SIGKILL, (point, done.returncode, done.stderr)
+
+
+def leftovers(cocoon: Cocoon) -> set[str]:
+    """Files of VMs and operations, namespaces, control groups and processes that bear a VM's id."""
+    root = cocoon.root
+    found = {
+        str(path)
+        for folder in ("vms", "run/vms", "log/vms", "operations", "work")
+        for path in (root / folder).glob("*")
+    }
+    found |= {str(path) for path in Path("/run/netns").glob("cocoon-*")}
+    found |= {str(path) for path in Path("/sys/fs/cgroup").glob("**/cocoon/*") if path.is_dir()}
+    return {path for path in found if cocoon_owns(cocoon, path)}
+
+
+def cocoon_owns(cocoon: Cocoon, path: str) -> bool:
+    """Whether a path is of this test's engine: under its root, or named after an id that it has ever made."""
+    return path.startswith(str(cocoon.root)) or any(vm_id in path for vm_id in cocoon.ids)
+
+
+@pytest.fixture
+def engine(shared_cocoon: Cocoon) -> Cocoon:
+    shared_cocoon.ids = set()
+    return shared_cocoon
+
+
+def states(cocoon: Cocoon) -> list[str]:
+    """The states of all VMs, after whatever the command repairs first."""
+    vms = cocoon.json("vm", "list")
+    cocoon.ids |= {vm["id"] for vm in vms}
+    return [vm["state"] for vm in vms]
+
+
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_killed_at_every_point_of_making_a_vm(engine: Cocoon, verb: str) -> None:
+    command = ("vm", verb, "--name", NAME, *SMALL, "busybox", "sleep", "600")
+    named = points(engine, *command)
+    assert len(named) >= 10, named
+    states(engine)
+    engine.run("vm", "rm", "--force", NAME)
+    for point in named:
+        kill_at(engine, point, *command)
+        found = states(engine)
+        committed = point.endswith(":end")
+        assert found == ([{"create": "created", "run": "running"}[verb]] if committed else []), point
+        engine.run("vm", "rm", "--force", NAME, check=committed)
+        assert leftovers(engine) == set(), point
+
+
+def test_killed_at_every_point_of_start(engine: Cocoon) -> None:
+    engine.run("vm", "create", "--name", NAME, *SMALL, "busybox", "sleep", "600")
+    named = points(engine, "vm", "start", NAME)
+    engine.run("vm", "stop", "--force", NAME)
+    for point in named:
+        kill_at(engine, point, "vm", "start", NAME)
+        expected = {"lock": ("stopped", "error"), "end": ("running",)}.get(point.rpartition(":")[2], ("error",))
+        assert states(engine)[0] in expected, point
+        # Whatever happened, it starts now.
+        engine.run("vm", "start", NAME)
+        assert states(engine) == ["running"], point
+        engine.run("vm", "stop", "--force", NAME)
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_killed_at_every_point_of_stop(engine: Cocoon, force: bool) -> None:
+    stop = ("vm", "stop", "--force", NAME) if force else ("vm", "stop", "--timeout", "2", NAME)
+    engine.run("vm", "run", "--name", NAME, *SMALL, "busybox", "sleep", "600")
+    named = points(engine, *stop)
+    for point in named:
+        engine.run("vm", "start", NAME)
+        kill_at(engine, point, *stop)
+        expected = "running" if point.endswith(":lock") else "stopped"
+        assert states(engine) == [expected], point
+    engine.run("vm", "rm", "--force", NAME)
+    assert leftovers(engine) == set()
+
+
+def test_killed_at_every_point_of_rm(engine: Cocoon) -> None:
+    run = ("vm", "run", "--name", NAME, *SMALL, "busybox", "sleep", "600")
+    engine.run(*run)
+    states(engine)
+    named = points(engine, "vm", "rm", "--force", NAME)
+    for point in named:
+        engine.run(*run)
+        states(engine)
+        kill_at(engine, point, "vm", "rm", "--force", NAME)
+        expected = ["running"] if point.endswith(":lock") else []
+        assert states(engine) == expected, point
+        if expected:
+            engine.run("vm", "rm", "--force", NAME)
+        assert leftovers(engine) == set(), point

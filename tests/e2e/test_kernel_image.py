@@ -1,0 +1,37 @@
+"""An image that carries its own kernel and initramfs (the original's guest contract), and a plain Debian."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fixtures import Cocoon, Registry
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+@pytest.mark.timeout(420)
+def test_an_image_with_its_own_kernel_boots_it_and_shuts_down_when_asked(
+    cocoon: Cocoon, registry: Registry, kernel_image: Path
+) -> None:
+    reference = registry.push(kernel_image, "debian-vm:13")
+    cocoon.run("run", "--name", "whole", "--cpu", "2", "--memory", "512M", "--storage", "1G", reference, timeout=300)
+    log = cocoon.wait_for_log("whole", "guest: up", timeout=240)
+    assert "guest: host name whole, address 10.88.0." in log
+    record = cocoon.json("vm", "inspect", "whole")
+    assert record["boot"]["kernel"] == ""
+    assert "boot=cocoon-overlay" in record["kernel_cmdline"]
+    cocoon.run("vm", "stop", "--timeout", "90", "whole", timeout=150)
+    # The power button reached systemd: it said so, and the VMM ended by itself.
+    log = cocoon.run("vm", "logs", "whole").stdout
+    assert "Power-Off" in log or "power" in log.lower()
+
+
+@pytest.mark.timeout(300)
+def test_a_plain_debian_boots_the_engines_kernel(cocoon: Cocoon, kernel_deb: Path, debian_image: Path) -> None:
+    cocoon.run("kernel", "add", "--name", "debian", str(kernel_deb))
+    cocoon.run("image", "import", "debian", str(debian_image), timeout=200)
+    cocoon.run("run", "--name", "trixie", "--cpu", "1", "--memory", "512M", "debian")
+    log = cocoon.wait_for_log("trixie", "guest: up", timeout=120)
+    assert "Debian GNU/Linux" in log
+    assert "guest: host name trixie, address 10.88.0." in log
