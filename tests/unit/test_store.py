@@ -277,3 +277,32 @@ def test_pins_by_owner(store):
         assert transaction.pins("image", "x") == [
             Pin(blob=blob, owner_kind="image", owner_id="x") for blob in ("aa", "bb")
         ]
+
+
+def test_blocks_inside_blocks_and_a_database_that_was_exchanged(store, tmp_path):
+    put(store, make_record(1))
+    with store.read() as outer:
+        with store.read() as inner, store.write() as transaction:
+            transaction.delete_vm(vm_id(1))
+            assert len(inner.vms()) == 1
+        assert len(outer.vms()) == 1
+    other = make_store(tmp_path / "other")
+    other.close()
+    store.close()
+    os.rename(other.paths.database, store.paths.database)
+    for block in (store.read, store.write):
+        with pytest.raises(InvalidState, match="replaced by another one"), block():
+            pass
+    os.unlink(store.paths.database)
+    with pytest.raises(Corrupt, match="has gone"), store.read():
+        pass
+
+
+def test_an_interrupted_block_leaves_no_transaction_behind(store):
+    for block in (store.read, store.write):
+        with pytest.raises(KeyboardInterrupt), block() as reader:
+            reader.vms()
+            raise KeyboardInterrupt
+    with pytest.raises(FileNotFoundError), store.write():
+        raise FileNotFoundError
+    put(store, make_record(1))

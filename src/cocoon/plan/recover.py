@@ -94,6 +94,7 @@ def _remove_orphans(world: World) -> None:
         names = os.listdir(directory)
     except OSError as error:
         raise host_fault(f"read {directory}", error) from error
+    died_at_the_end = False
     for name in names:
         held = try_lock(f"{directory}/{name}", create=False) if name.endswith(SUFFIX) else None
         if held is None:
@@ -101,3 +102,6 @@ def _remove_orphans(world: World) -> None:
         with held, world.store.read() as reader:
             if reader.operation(name.removesuffix(SUFFIX)) is None:
                 held.remove()
+                died_at_the_end = True
+    if died_at_the_end:
+        world.store.refresh_mirrors()

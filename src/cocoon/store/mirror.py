@@ -57,6 +57,9 @@ def _replace(directory: int, name: str, data: bytes) -> None:
         while view:
             view = view[os.write(fd, view) :]
         os.fsync(fd)
+        os.rename(_TEMPORARY, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        os.unlink(_TEMPORARY, dir_fd=directory)
+        raise
     finally:
         os.close(fd)
-    os.rename(_TEMPORARY, name, src_dir_fd=directory, dst_dir_fd=directory)

@@ -3,7 +3,9 @@
 Readers take no lock and see one snapshot. Writers queue up at a file lock before `BEGIN IMMEDIATE`, because SQLite's
 own waiting starves (measured: 3.8 s against 0.1 s at worst). WAL with `synchronous=FULL`: what `write` has returned
 from survives a power cut. On a network file system, where WAL cannot work, a rollback journal is used.
-A connection lives as long as its `with` block, so that none is open across a fork or in another thread.
+One connection is kept as long as the Store and lent to one `with` block at a time; others (other threads, blocks inside
+blocks) get their own. Keeping it halves the syncs of a command: each new connection syncs the directory once more, and
+closing the last one moves the log into the database.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from _thread import allocate_lock
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cocoon.errors import CocoonError, Corrupt, HostFault, InvalidState, NotFound, Timeout
 from cocoon.host.files import fsync_directory, remove_file
 from cocoon.host.locks import lock
+from cocoon.model.vm import VMRecord
 from cocoon.paths import Paths
 from cocoon.store import guard, schema
 from cocoon.store.mirror import write_mirror
@@ -42,6 +46,9 @@ class Store:
         self.paths = paths
         self.id = store_id
         self.mirror_problems: list[str] = []
+        self._kept: sqlite3.Connection | None = None
+        self._kept_inode = 0
+        self._lent = allocate_lock()
 
     @classmethod
     def open(cls, paths: Paths, *, create: bool) -> Store:
@@ -55,19 +62,24 @@ class Store:
             if not create:
                 raise NotFound(f"there is no store in {paths.root_dir} yet", hint="it is made by the first pull or run")
             _create(paths)
-        with _connect(paths) as connection:
-            if not schema.check_version(connection, paths.database):
-                _migrate(connection, paths)
-            store_id = _store_id(connection, paths)
-        store = cls(paths, store_id)
-        if guard.guards_missing(paths, store_id):
+        with _translating(paths.database):
+            connection = _open_connection(paths.database)
+            try:
+                if not schema.check_version(connection, paths.database):
+                    _migrate(connection, paths)
+                store = cls(paths, _store_id(connection, paths))
+                store._keep(connection)
+            except BaseException:
+                connection.close()
+                raise
+        if guard.guards_missing(paths, store.id):
             store._adopt()
         return store
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
         """A Reader on one snapshot of the store."""
-        with _connect(self.paths) as connection:
+        with self._connection() as connection:
             connection.execute("BEGIN")
             self._check(connection)
             yield Reader(connection)
@@ -79,23 +91,74 @@ class Store:
         Do nothing slow inside. Raises Timeout when other writers take longer than 30 s, HostFault when the disk is
         full; mirrors of VMs that were put are rewritten afterwards.
         """
-        # The connection is closed after the lock is free: closing may move the log into the database.
-        with _connect(self.paths) as connection, lock(self.paths.database_lock, WRITERS_TIMEOUT_S, what="the store"):
-            connection.execute("BEGIN IMMEDIATE")
+        # A connection of our own is closed after the lock is free: closing may move the log into the database.
+        with self._connection() as connection, lock(self.paths.database_lock, WRITERS_TIMEOUT_S, what="the store"):
             try:
+                connection.execute("BEGIN IMMEDIATE")
                 self._check(connection)
                 transaction = Transaction(connection)
                 yield transaction
                 connection.execute("COMMIT")
             except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+                _end_transaction(connection)  # Before the lock is free.
                 raise
         for record in transaction.touched.values():
+            self._mirror(record)
+
+    def refresh_mirrors(self) -> None:
+        """Brings every mirror up to date: after a command died between its commit and its mirrors."""
+        with self.read() as reader:
+            records = reader.vms()
+        for record in records:
+            self._mirror(record)
+
+    def close(self) -> None:
+        """Gives the kept connection up; the store can still be used."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _keep(self, connection: sqlite3.Connection) -> None:
+        self.close()
+        self._kept, self._kept_inode = connection, os.stat(self.paths.database).st_ino
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """The kept connection, or when it is lent a new one; SQLite's errors become ours."""
+        with _translating(self.paths.database):
+            if self._lent.acquire(blocking=False):
+                try:
+                    yield self._current()
+                finally:
+                    if self._kept is not None:
+                        _end_transaction(self._kept)
+                    self._lent.release()
+                return
+            connection = _open_connection(self.paths.database)
             try:
-                write_mirror(self.paths, record)
-            except CocoonError as error:
-                self.mirror_problems.append(error.message)
+                yield connection
+            finally:
+                connection.close()
+
+    def _mirror(self, record: VMRecord) -> None:
+        try:
+            write_mirror(self.paths, record)
+        except CocoonError as error:
+            self.mirror_problems.append(error.message)
+
+    def _current(self) -> sqlite3.Connection:
+        """The kept connection, opened anew when somebody has put another database in the place of ours."""
+        try:
+            inode = os.stat(self.paths.database).st_ino
+        except FileNotFoundError as error:
+            raise Corrupt(f"the store {self.paths.database} has gone", hint="is its disk still mounted?") from error
+        if self._kept is None or inode != self._kept_inode:
+            self._keep(_open_connection(self.paths.database))
+        assert self._kept is not None
+        return self._kept
 
     def _check(self, connection: sqlite3.Connection) -> None:
         """The database is still the one that was opened: nobody has replaced or migrated it meanwhile."""
@@ -114,24 +177,31 @@ class Store:
 
 
 @contextmanager
-def _connect(paths: Paths) -> Iterator[sqlite3.Connection]:
-    """A connection to the existing database, closed at the end; SQLite's errors become ours."""
+def _translating(path: str) -> Iterator[None]:
     try:
-        connection = _open_connection(paths.database)
-        try:
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA synchronous = FULL")
-            yield connection
-        finally:
-            connection.close()
+        yield
     except sqlite3.Error as error:
-        raise _translated(error, paths.database) from error
+        raise _translated(error, path) from error
+
+
+def _end_transaction(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
 
 
 def _open_connection(path: str) -> sqlite3.Connection:
     from urllib.parse import quote
 
-    return sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    connection = sqlite3.connect(
+        f"file:{quote(path)}?mode=rw",
+        uri=True,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,  # Lent to one thread at a time.
+    )
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
 
 
 def _translated(error: sqlite3.Error, path: str) -> CocoonError:
