@@ -7,6 +7,7 @@ import sys
 
 from cocoon.cli.context import Context
 from cocoon.cli.grammar import Call, Command, Option, see_help
+from cocoon.cli.image import ensure_image
 from cocoon.cli.options import HYPERVISORS, OUTPUT, checked_reference
 from cocoon.cli.output import say, write_json, write_line
 from cocoon.engine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_BYTES, DEFAULT_STORAGE_BYTES, check_spec
@@ -16,6 +17,7 @@ from cocoon.model.vm import VMRecord, VMSpec
 
 def _create(context: Context, call: Call) -> int:
     spec = read_spec(call, context)
+    ensure_image(context, spec.image)
     vm = context.engine().create_vm(spec)
     _explain_choice(context, vm)
     _show(context, vm)
@@ -35,6 +37,7 @@ def _run(context: Context, call: Call) -> int:
     attached = interactive or (call.is_on("rm") and not detached and not foreground and not context.json)
     spec = read_spec(call, context)
     engine = context.engine()
+    ensure_image(context, spec.image)
     if attached or foreground:
         from cocoon.cli.attached import run_attached, run_foreground
 
@@ -48,7 +51,9 @@ def _run(context: Context, call: Call) -> int:
 
 
 def _debug(context: Context, call: Call) -> int:
-    lines = list(context.engine().debug_vm(read_spec(call, context)))
+    spec = read_spec(call, context)
+    ensure_image(context, spec.image)
+    lines = list(context.engine().debug_vm(spec))
     if context.json:
         write_json({"commands": lines})
     else:

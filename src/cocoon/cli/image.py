@@ -2,71 +2,81 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from typing import cast
 
 from cocoon.cli.context import Context
 from cocoon.cli.grammar import Call, Command, Option
-from cocoon.cli.options import OUTPUT, QUIET, checked_reference, references
-from cocoon.cli.output import rfc3339, say, write_json, write_line
-from cocoon.errors import CocoonError
+from cocoon.cli.options import OUTPUT, QUIET, Batch, checked_reference, references
+from cocoon.cli.output import say, write_json, write_line
+from cocoon.engine import image as verbs
+from cocoon.engine.inspect import render_time
 from cocoon.model.image import Image
 from cocoon.units import render_size
 
 
 def _pull(context: Context, call: Call) -> int:
-    from cocoon.cli.progress import Progress
+    from cocoon.cli.progress import show_progress
 
-    engine = context.engine()
-    images = []
+    world = context.engine().world()
+    options = verbs.PullOptions(platform=call.text("platform"), force=call.is_on("force"))
+    batch = Batch(context.json)
     for reference in references(call):
-        with Progress() as progress:
-            images.append(engine.pull_image(reference, progress=progress))
-    _show(context, images)
-    return 0
+        with batch.item(reference), show_progress(f"pulling {reference}") as progress:
+            image = verbs.pull_image(world, reference, options=options, progress=progress)
+            batch.succeed(image.id, image.name)
+    return batch.end()
 
 
 def _import(context: Context, call: Call) -> int:
-    from cocoon.cli.progress import Progress
+    from cocoon.cli.progress import show_progress
 
     name, path = checked_reference(call.words[0]), call.words[1]
-    with Progress() as progress:
-        image = context.engine().import_image(name, path, progress=progress)
-    _show(context, [image])
+    with show_progress(f"importing {name}") as progress:
+        image = verbs.import_image(
+            context.engine().world(), name, path, reference=call.text("reference"), progress=progress
+        )
+    if context.json:
+        write_json(summary(image))
+    else:
+        write_line(image.name)
     return 0
 
 
-def _show(context: Context, images: list[Image]) -> None:
-    if context.json:
-        write_json([summary(image) for image in images])
-    else:
-        for image in images:
-            write_line(image.name)
+def ensure_image(context: Context, reference: str) -> None:
+    """Pulls the image, with progress, when it is not here; whatever else is wrong with it is found later."""
+    from cocoon.cli.progress import show_progress
+
+    world = context.engine().world()
+    if verbs.require_image(world, reference) is None:
+        say(f"image {reference} is not here: pulling it")
+        with show_progress(f"pulling {reference}") as progress:
+            verbs.pull_image(world, reference, progress=progress)
 
 
 def _list(context: Context, call: Call) -> int:
-    images = context.engine().images()
+    rows = verbs.list_images(context.engine().world())
     if context.json:
-        write_json([summary(image) for image in images])
+        write_json([summary(row.image) | {"shared_bytes": row.shared_bytes} for row in rows])
     elif call.is_on("quiet"):
-        for image in images:
-            write_line(image.id)
-    elif images:
-        _write_table(images)
+        for row in rows:
+            write_line(row.image.id)
+    elif rows:
+        _write_table([row.image for row in rows])
     else:
         say("No images.")
     return 0
 
 
 def _write_table(images: list[Image]) -> None:
-    import sys
-
     from cocoon.cli.table import ages, render_table
 
     columns = {
         "NAME": [image.name.removeprefix("docker.io/library/") for image in images],
         "ID": [image.id.removeprefix("sha256:")[:12] for image in images],
         "PLATFORM": [image.platform for image in images],
-        "KERNEL": ["its own" if image.boot_files else "the engine's" for image in images],
+        "KERNEL": ["own" if image.boot_files else "-" for image in images],
         "SIZE": [render_size(size_of(image)) for image in images],
         "CREATED": ages(time.time(), [image.created_at for image in images]),
     }
@@ -74,8 +84,8 @@ def _write_table(images: list[Image]) -> None:
 
 
 def size_of(image: Image) -> int:
-    """Bytes of the image's blobs."""
-    return sum(layer.size_bytes for layer in image.layers)
+    """Bytes of the image's blobs; what two images share counts in both."""
+    return sum({layer.blob: layer.size_bytes for layer in image.layers}.values())
 
 
 def summary(image: Image) -> dict[str, object]:
@@ -86,42 +96,53 @@ def summary(image: Image) -> dict[str, object]:
         "platform": image.platform,
         "layers": len(image.layers),
         "size_bytes": size_of(image),
-        "boots_own_kernel": image.boot_files is not None,
-        "created_at": rfc3339(image.created_at),
+        "own_kernel": image.boot_files is not None,
         "source": image.source,
+        "created_at": render_time(image.created_at),
     }
 
 
 def _inspect(context: Context, call: Call) -> int:
-    image = context.engine().find_image(checked_reference(call.words[0]))
-    write_json({**summary(image), "layers": image.layers, "config": image.config, "boot_files": image.boot_files})
+    plain = verbs.inspect_image(context.engine().world(), checked_reference(call.words[0]))
+    write_json({**plain, "created_at": render_time(cast(float, plain["created_at"]))})
     return 0
 
 
 def _rm(context: Context, call: Call) -> int:
-    engine = context.engine()
-    names = [engine.find_image(word).name for word in references(call)]
-    removed: list[str] = []
-    failed: list[tuple[str, CocoonError]] = []
-    del names, removed, failed
-    return 0
+    world = context.engine().world()
+    batch = Batch(context.json)
+    for word in references(call):
+        verbs.find_image(world, word)  # All are found before the first goes.
+    for word in references(call):
+        with batch.item(word):
+            image = verbs.remove_image(world, word, force=call.is_on("force"))
+            batch.succeed(image.id, image.name)
+    return batch.end()
 
 
-_FORCE = Option(name="force", short="f", help="")
 COMMANDS = {
     command.path: command
     for command in (
         Command(
             path="image pull", summary="Fetch images from a registry", run=_pull, usage="IMAGE...", least=1, most=None,
-            options=(OUTPUT,),
+            options=(
+                Option(name="platform", value="OS/ARCH", default="this host's", help="Which of several to fetch"),
+                Option(name="force", short="f", help="Fetch again what is here already"),
+                OUTPUT,
+            ),
             details="Names are those of Docker: debian:13 is docker.io/library/debian:13. Credentials are those of "
             "docker login.",
             examples=("cocoon image pull debian:13", "cocoon image pull ghcr.io/owner/app:1.2 localhost:5000/app"),
         ),
         Command(
             path="image import", summary="Make an image from a docker-archive, an OCI archive or an OCI layout",
-            run=_import, usage="NAME FILE", least=2, most=2, options=(OUTPUT,), completes="file",
-            examples=("docker save app -o app.tar", "cocoon image import app app.tar"),
+            run=_import, usage="NAME FILE", least=2, most=2, completes="file",
+            options=(
+                Option(name="reference", value="NAME", help="Which image of an archive that holds several"),
+                OUTPUT,
+            ),
+            details="FILE may be a directory with an OCI layout, or - for standard input.",
+            examples=("docker save app | cocoon image import app -", "cocoon image import app app.tar"),
         ),
         Command(
             path="image list", summary="List images", run=_list, options=(OUTPUT, QUIET),
@@ -133,8 +154,9 @@ COMMANDS = {
             examples=("cocoon image inspect debian:13",),
         ),
         Command(
-            path="image rm", summary="Remove images", run=_rm, usage="IMAGE...", least=1, most=None, options=(OUTPUT,),
-            completes="image", details="An image that a VM is made from stays until that VM is removed.",
+            path="image rm", summary="Remove images", run=_rm, usage="IMAGE...", least=1, most=None,
+            options=(Option(name="force", short="f", help="Take the name away although VMs use the image"), OUTPUT),
+            completes="image", details="What a VM is made from stays until that VM is removed.",
             examples=("cocoon image rm debian:13",),
         ),
     )

@@ -7,11 +7,11 @@ import time
 
 from cocoon.cli.context import Context
 from cocoon.cli.grammar import Call, Command, Option
-from cocoon.cli.options import OUTPUT, QUIET, checked_reference, join_errors, references
+from cocoon.cli.options import OUTPUT, QUIET, Batch, checked_reference, references
 from cocoon.cli.output import say, write_json, write_line
 from cocoon.engine import kernel as verbs
 from cocoon.engine.inspect import render_time
-from cocoon.errors import CocoonError, Interrupted, InvalidSpec
+from cocoon.errors import InvalidSpec
 from cocoon.guest.kernels import KernelSource
 from cocoon.model.kernel import Kernel
 
@@ -98,25 +98,12 @@ def _default(context: Context, call: Call) -> int:
 
 def _rm(context: Context, call: Call) -> int:
     world = context.engine().world()
-    removed: list[str] = []
-    failed: list[tuple[str, CocoonError]] = []
+    batch = Batch(context.json)
     for word in references(call):
-        try:
+        with batch.item(word):
             kernel = verbs.remove_kernel(world, word)
-        except Interrupted:
-            raise
-        except CocoonError as error:
-            failed.append((word, error))
-            continue
-        removed.append(kernel.id)
-        if not context.json:
-            write_line(kernel.name)
-    if context.json:
-        errors = [{"id": word, "error": error.message, "hint": error.hint} for word, error in failed]
-        write_json({"succeeded": removed, "failed": errors})
-    if failed:
-        raise join_errors(failed)
-    return 0
+            batch.succeed(kernel.id, kernel.name)
+    return batch.end()
 
 
 COMMANDS = {

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from cocoon.cli.context import Context
 from cocoon.cli.grammar import Call, Command, Option
-from cocoon.cli.options import OUTPUT, QUIET, checked_reference, join_errors, references
-from cocoon.cli.output import say, write_json, write_line
-from cocoon.errors import CocoonError, Interrupted, InvalidSpec
+from cocoon.cli.options import OUTPUT, QUIET, Batch, checked_reference, references
+from cocoon.cli.output import say, write_json
+from cocoon.errors import InvalidSpec
 from cocoon.model.vm import VMRecord
 
 
@@ -35,28 +35,16 @@ def _rm(context: Context, call: Call) -> int:
 
 
 def _batch(context: Context, call: Call, *, act: Callable[[str], object], done: str) -> int:
-    """Resolves every reference first, then does what can be done; the exit status is that of the first failure."""
+    """Resolves every reference first, then does what can be done."""
     vms = _resolve(context, references(call))
-    succeeded: list[str] = []
-    failed: list[tuple[str, CocoonError]] = []
+    batch = Batch(context.json)
     for vm in vms:
-        try:
+        with batch.item(vm.id):
             act(vm.id)
-        except Interrupted:
-            raise
-        except CocoonError as error:
-            failed.append((vm.id, error))
-            continue
-        succeeded.append(vm.id)
-        if not context.json:
-            write_line(vm.id)
-            say(f"{done} {vm.spec.name}")
-    if context.json:
-        errors = [{"id": vm_id, "error": error.message, "hint": error.hint} for vm_id, error in failed]
-        write_json({"succeeded": succeeded, "failed": errors})
-    if failed:
-        raise join_errors(failed)
-    return 0
+            batch.succeed(vm.id, vm.id)
+            if not context.json:
+                say(f"{done} {vm.spec.name}")
+    return batch.end()
 
 
 def _resolve(context: Context, words: list[str]) -> list[VMRecord]:

@@ -18,7 +18,7 @@ _cocoon() {
         case $word in
             --root-dir=*) state=("$word") ;;
             --*=*) ;;
-            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --name | --modules | --escape-char | --cpu | --memory | --storage | --nics | --hypervisor | --kernel | --tail | --timeout | -o | -m | -n) waiting=$word ;;
+            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --reference | --platform | --name | --modules | --escape-char | --cpu | --memory | --storage | --nics | --hypervisor | --kernel | --tail | --timeout | -o | -m | -n) waiting=$word ;;
             -*) ;;
             *)
                 case "$route:$word" in
@@ -78,11 +78,11 @@ _cocoon() {
             "completion") flags="--config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "doctor") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "version") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "image import") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image import") flags="--reference --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "image pull") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "image rm") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image pull") flags="--platform --force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image rm") flags="--force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel add") flags="--name --modules --default --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel default") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;

@@ -10,7 +10,7 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
             continue
         end
         switch $word
-            case --config --root-dir --run-dir --log-dir --dns --output --name --modules --escape-char --cpu --memory --storage --nics --hypervisor --kernel --tail --timeout -o -m -n
+            case --config --root-dir --run-dir --log-dir --dns --output --reference --platform --name --modules --escape-char --cpu --memory --storage --nics --hypervisor --kernel --tail --timeout -o -m -n
                 set waiting $word
             case '-*'
             case '*'
@@ -139,13 +139,17 @@ complete -c cocoon -n '__cocoon_at "vm" 1' -a ps -d 'List VMs'
 complete -c cocoon -n '__cocoon_at "completion" 1' -f -a 'bash zsh fish'
 complete -c cocoon -n '__cocoon_at "doctor"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "version"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "image import"' -l reference -d 'Which image of an archive that holds several' -x
 complete -c cocoon -n '__cocoon_at "image import"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "image import" 2' -F
 complete -c cocoon -n '__cocoon_at "image inspect"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "image inspect" 1' -f -a '(__cocoon_names image)'
 complete -c cocoon -n '__cocoon_at "image list"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "image list"' -s q -l quiet -d 'Print ids only'
+complete -c cocoon -n '__cocoon_at "image pull"' -l platform -d 'Which of several to fetch' -x
+complete -c cocoon -n '__cocoon_at "image pull"' -s f -l force -d 'Fetch again what is here already'
 complete -c cocoon -n '__cocoon_at "image pull"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "image rm"' -s f -l force -d 'Take the name away although VMs use the image'
 complete -c cocoon -n '__cocoon_at "image rm"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "image rm" 999' -f -a '(__cocoon_names image)'
 complete -c cocoon -n '__cocoon_at "kernel add"' -l name -d 'Name of the kernel' -x
