@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cocoon.config import Config
-from cocoon.errors import NotFound
 from cocoon.paths import Paths, VMPaths
+from cocoon.units import printable
 
 if TYPE_CHECKING:
     from cocoon.model.image import Image
@@ -43,6 +43,7 @@ class Engine:
         Raises Corrupt, Unsupported (a store of a newer version) or HostFault.
         """
         if self._world is None:
+            from cocoon.engine.lifecycle import sweep
             from cocoon.plan.recover import recover
             from cocoon.plan.world import World
             from cocoon.store.store import Store
@@ -50,6 +51,8 @@ class Engine:
             world = World(store=Store.open(self.paths, create=True), config=self.config, report=self._report)
             for line in recover(world):
                 self._report(line)
+            for name in sweep(world):
+                self._report(f"removed {name}, which has ended and was run with --rm")
             self._world = world
         return self._world
 
@@ -128,12 +131,11 @@ class Engine:
 
     def find_or_pull_image(self, ref: str) -> Image:
         """The image of this name, digest or id prefix; pulled from its registry when it is not here."""
-        from cocoon.engine.image import pull_image
+        from cocoon.engine.image import pull_image, require_image
 
         world = self.world()
-        try:
-            with world.store.read() as reader:
-                return reader.find_image(ref)
-        except NotFound:
-            self._report(f"image {ref} is not here: pulling it")
-            return pull_image(world, ref)
+        found = require_image(world, ref)
+        if found is None:
+            self._report(f"image {printable(ref)} is not here: pulling it")
+            found = pull_image(world, ref)
+        return found

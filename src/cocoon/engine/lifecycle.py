@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cocoon.engine.reconcile import reconcile_vm
+from cocoon.engine.reconcile import is_running, reconcile_vm
 from cocoon.engine.stopping import END_GRACE_S, AskGuest, EndVMM, WaitForEnd
 from cocoon.errors import InvalidState
 from cocoon.host.facts import gather_facts
@@ -20,6 +20,7 @@ from cocoon.hypervisors import discovery
 from cocoon.model.vm import VMRecord, VMState
 from cocoon.network.steps import MakeNetns, MakeTap, RemoveNetns
 from cocoon.plan.execute import execute
+from cocoon.plan.launch import LaunchVMM
 from cocoon.plan.plan import Plan
 from cocoon.plan.rows import DeleteVM, MarkRunning, SetVMState
 from cocoon.plan.steps import MakeCgroup, RemoveCgroup, RemoveTree
@@ -65,7 +66,10 @@ def plan_start_steps(vm: VMRecord, paths: VMPaths, backend: Hypervisor, facts: H
         address = nic.gateway if nic.index == 0 else ""
         steps.append(MakeTap(netns=nic.netns, name=nic.tap, uid=vm.uid, address=address, prefix=nic.prefix))
     steps.append(MakeCgroup.for_vm(vm, facts.cgroups))
-    return (*steps, *backend.plan_launch(vm, paths, facts))
+    launch = backend.plan_launch(vm, paths, facts)
+    if vm.spec.foreground:
+        launch = tuple(step.replace(foreground=True) if isinstance(step, LaunchVMM) else step for step in launch)
+    return (*steps, *launch)
 
 
 def start_vm(world: World, vm: VMRecord) -> VMRecord:
@@ -80,6 +84,8 @@ def start_vm(world: World, vm: VMRecord) -> VMRecord:
             raise InvalidState(f"VM {now.spec.name} is {now.state} and cannot be started")
         facts = gather_facts(world.config)
         backend = discovery.load(now.hypervisor)
+        # Only `run --foreground` stays; a later start is one like any other.
+        now = now.replace(spec=now.spec.replace(foreground=False))
         steps = plan_start_steps(now, world.paths.vm(now.id), backend, facts)
         plan = Plan(
             kind="vm.start",
@@ -135,6 +141,22 @@ def remove_vm(world: World, vm: VMRecord, *, force: bool) -> None:
             on_undo=(SetVMState(vm_id=now.id, state=VMState.ERROR, exit_reason="the last removal failed"),),
         )
         execute(world, _begin(now, VMState.REMOVING, plan))
+
+
+def sweep(world: World) -> list[str]:
+    """Removes the VMs that were run with `--rm` and have ended while nobody waited; their names."""
+    with world.store.read() as reader:
+        candidates = reader.vms_to_remove()
+    removed = []
+    for vm in candidates:
+        if is_running(vm):
+            continue
+        try:
+            remove_vm(world, vm, force=False)
+        except InvalidState:
+            continue  # Another command is at work on it, or was faster.
+        removed.append(vm.spec.name)
+    return removed
 
 
 def plan_end_steps(vm: VMRecord, *, timeout_s: float) -> tuple[Step, ...]:

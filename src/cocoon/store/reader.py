@@ -65,6 +65,14 @@ class Reader:
         rows = self._rows(f"SELECT body, id FROM vm {where} ORDER BY created_at, id", *values)
         return [decode(VMRecord, body, f"the record of VM {vm_id}") for body, vm_id in rows]
 
+    def vms_to_remove(self) -> list[VMRecord]:
+        """VMs that were made to be removed when they end, and may have ended: `running`, `stopped` or `error`."""
+        rows = self._rows(
+            "SELECT body, id FROM vm WHERE state IN ('running', 'stopped', 'error')"
+            " AND json_extract(body, '$.spec.remove_on_exit') ORDER BY created_at, id"
+        )
+        return [decode(VMRecord, body, f"the record of VM {vm_id}") for body, vm_id in rows]
+
     # Images and blobs
 
     def find_image(self, ref: str) -> Image:
