@@ -11,6 +11,7 @@ import os
 import sqlite3
 import stat
 import sys
+import zlib
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -29,7 +30,6 @@ from cocoon.store.store import Store
 from cocoon.store.transaction import Transaction
 from store_examples import make_layer, make_nic, make_paths, make_record, vm_id
 
-VM = vm_id(1)
 DISK_BYTES = 64 << 20
 # What differs between two worlds that are the same to a user.
 VOLATILE = {"store", "sqlite_sequence", "sqlite_stat1"}
@@ -58,6 +58,16 @@ class Nap(Step):
         world.report("undone")
 
 
+def vm_of(base: object) -> str:
+    """The id of VM 1 of a world: its own in each, because control groups are the host's."""
+    return vm_id(zlib.crc32(str(base).encode()) % 32**6)
+
+
+def base_of(world: World) -> str:
+    """The directory that a world was made in."""
+    return os.path.dirname(world.paths.root_dir)
+
+
 def make_world(base: str, report: Callable[[str], None] = print) -> World:
     """The world below `base`."""
     world = World(store=Store.open(make_paths(base), create=True), config=Config(), report=report)
@@ -71,13 +81,14 @@ def make_world(base: str, report: Callable[[str], None] = print) -> World:
 
 def draw_create(world: World, *more: Step) -> Callable[[Transaction], Plan]:
     """The plan that makes VM 1."""
-    own = world.paths.vm(VM)
-    record = make_record(1, state=VMState.CREATING)
+    vm = vm_of(base_of(world))
+    own = world.paths.vm(vm)
+    record = make_record(1, id=vm, state=VMState.CREATING)
     with open("/proc/self/mounts", encoding="utf-8") as file:
         cgroups = read_cgroups(file.read())
     plan = Plan(
         kind="vm.create",
-        vm_id=VM,
+        vm_id=vm,
         recovery="undo",
         steps=(
             *(MakeDirectory(path=path) for path in (own.disk_dir, own.run_dir)),
@@ -86,14 +97,14 @@ def draw_create(world: World, *more: Step) -> Callable[[Transaction], Plan]:
             MakeCgroup.for_vm(record, cgroups),
             *more,
         ),
-        on_success=(SetVMState(vm_id=VM, state=VMState.CREATED),),
-        on_undo=(DeleteVM(vm_id=VM),),
+        on_success=(SetVMState(vm_id=vm, state=VMState.CREATED),),
+        on_undo=(DeleteVM(vm_id=vm),),
     )
 
     def draw(transaction: Transaction) -> Plan:
-        address = transaction.allocate_address("10.88.0.0/16", VM, 0)
+        address = transaction.allocate_address("10.88.0.0/16", vm, 0)
         transaction.put_vm(record.replace(nics=(make_nic(1, address=address),)))
-        transaction.pin(make_layer(1).blob, "vm", VM)
+        transaction.pin(make_layer(1).blob, "vm", vm)
         return plan
 
     return draw
@@ -101,21 +112,27 @@ def draw_create(world: World, *more: Step) -> Callable[[Transaction], Plan]:
 
 def draw_remove(world: World) -> Callable[[Transaction], Plan]:
     """The plan that removes VM 1; it is finished, never undone."""
-    own = world.paths.vm(VM)
+    vm = vm_of(base_of(world))
+    own = world.paths.vm(vm)
 
     def draw(transaction: Transaction) -> Plan:
-        transaction.put_vm(transaction.find_vm(VM).replace(state=VMState.REMOVING))
-        steps = (RemoveCgroup(vm_id=VM), *(RemoveTree(path=path) for path in (own.disk_dir, own.run_dir)))
-        return Plan(kind="vm.rm", vm_id=VM, recovery="finish", steps=steps, on_success=(DeleteVM(vm_id=VM),))
+        transaction.put_vm(transaction.find_vm(vm).replace(state=VMState.REMOVING))
+        steps = (RemoveCgroup(vm_id=vm), *(RemoveTree(path=path) for path in (own.disk_dir, own.run_dir)))
+        return Plan(kind="vm.rm", vm_id=vm, recovery="finish", steps=steps, on_success=(DeleteVM(vm_id=vm),))
 
     return draw
 
 
 def inventory(base: str) -> list[str]:
-    """Every file, with type, mode, owner and size, every control group, and every row: what a user could tell apart."""
-    found = []
+    """Every file, with type, mode, owner and size, every control group, and every row: what a user could tell apart.
+
+    The VM's own id is left out, so that two worlds can be compared.
+    """
+    found, vm = [], vm_of(base)
     for at, directories, files in os.walk(base):
         for name in directories + files:
+            if name.startswith("state.db-"):
+                continue  # They are there as long as somebody has the database open.
             path = os.path.join(at, name)
             status = os.lstat(path)
             size = (
@@ -123,9 +140,9 @@ def inventory(base: str) -> list[str]:
             )
             found.append(f"{os.path.relpath(path, base)} {status.st_mode:o} {status.st_uid} {size}")
     for hierarchy in os.listdir("/sys/fs/cgroup"):
-        for group in (f"/sys/fs/cgroup/cocoon/{VM}", f"/sys/fs/cgroup/{hierarchy}/cocoon/{VM}"):
+        for group in (f"/sys/fs/cgroup/cocoon/{vm}", f"/sys/fs/cgroup/{hierarchy}/cocoon/{vm}"):
             found += [f"group {group}"] if os.path.exists(group) else []
-    return sorted({*found, *rows(base)})
+    return sorted({line.replace(vm, "VM") for line in (*found, *rows(base))})
 
 
 def rows(base: str) -> list[str]:
@@ -149,8 +166,8 @@ def rows(base: str) -> list[str]:
 
 def main(base: str, action: str) -> int:
     """What the process under test does; its exit status is the command line's."""
-    world = make_world(base, lambda text: print(text, flush=True))
     try:
+        world = make_world(base, lambda text: print(text, flush=True))
         for line in recover(world):
             print(line, flush=True)
         match action:

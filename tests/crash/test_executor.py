@@ -18,9 +18,8 @@ from cocoon.errors import HostFault
 from cocoon.host.locks import is_locked
 from cocoon.plan.execute import execute
 from cocoon.plan.recover import recover
-from executor_scene import VM, draw_create, draw_remove, inventory, make_world
+from executor_scene import draw_create, draw_remove, inventory, make_world, vm_of
 
-pytestmark = pytest.mark.xdist_group("executor-scene")  # They share the control groups of one VM id.
 SCENE = executor_scene.__file__
 HERE = os.path.dirname(SCENE)
 
@@ -219,4 +218,4 @@ def test_a_plan_of_another_version_is_left_alone_and_said(tmp_path):
         transaction._execute("UPDATE operation SET plan = replace(plan, 'cocoon.new', 'cocoon.plan.steps')")
     assert not is_locked(world.paths.operation_lock(operation.id))
     assert recover(world) == ["vm.create of a dead command was undone"]
-    assert not os.path.exists(world.paths.vm(VM).disk_dir)
+    assert not os.path.exists(world.paths.vm(vm_of(tmp_path)).disk_dir)
