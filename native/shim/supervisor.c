@@ -68,7 +68,7 @@ static void prepare(const struct spec *spec) {
 	int logs = require(open(spec->log_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), spec->log_dir);
 	sigset_t wanted;
 	all.run_directory = require(open(spec->run_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), spec->run_dir);
-	all.record = require(open(spec->exit_record, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600),
+	all.record = require(open(spec->exit_record, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600),
 	                     spec->exit_record);
 	all.processes.phase = "building";
 	all.processes.uid = (uid_t)spec->uid;
@@ -143,7 +143,7 @@ static void end_birth(void) {
 	record("lost", 0, 0);
 	report("started", "%d %llu %d %llu", now->init, (unsigned long long)now->init_ticks, now->vmm,
 	       (unsigned long long)now->vmm_ticks);
-	close(FD_REPORT);
+	dup2(0, FD_REPORT);
 }
 
 /* What PID 1 and the unborn VMM say; false when there is no more for now. */
@@ -230,8 +230,8 @@ _Noreturn void supervise(struct spec *spec) {
 	prepare(spec);
 	start_init(spec);
 	free(spec);
-	close(FD_SPEC);
-	close(FD_GO);
+	dup2(0, FD_SPEC); /* to nowhere: these numbers stay taken, a child of ours counts on it */
+	dup2(0, FD_GO);
 	while (!all.ended) {
 		for (int i = 0; i < FIXED; i++)
 			fds[i] = (struct pollfd){all.fds[i], POLLIN, 0};

@@ -48,7 +48,9 @@ def test_a_life(scene: Scene) -> None:
     assert (record["reason"], record["signal"], record["phase"]) == ("signaled", 15, "running")
     assert before - 1 <= record["started"] <= record["time"] <= time.time() + 1
     assert sorted(os.listdir(scene.paths.run_dir)) == ["alive.lock"]
-    assert {os.stat(f"{scene.paths.log_dir}/{name}").st_mode & 0o777 for name in os.listdir(scene.paths.log_dir)} == {0o600}
+    assert {os.stat(f"{scene.paths.log_dir}/{name}").st_mode & 0o777 for name in os.listdir(scene.paths.log_dir)} == {
+        0o600
+    }
     assert os.stat(scene.paths.exit_record).st_mode & 0o777 == 0o600
 
 
@@ -135,7 +137,11 @@ def test_what_cannot_be_built_is_said(scene: Scene, wrong: str) -> None:
         "bind": {"binds": (Bind(host="/nothing/here", inner="/x"),)},
         "netns": {"netns": "cocoon-test-nothing"},
     }[wrong]
-    words = {"program": "execute /bin/nothing", "bind": "open /nothing/here", "netns": "open /run/netns/cocoon-test-nothing"}
+    words = {
+        "program": "execute /bin/nothing",
+        "bind": "open /nothing/here",
+        "netns": "open /run/netns/cocoon-test-nothing",
+    }
     pending = scene.prepare(scene.spec(**changes))
     with pytest.raises(CommandFailed, match=f"{words[wrong]}: No such file or directory"):
         pending.release(30)
@@ -166,7 +172,9 @@ def test_bad_orders_are_refused(scene: Scene, changes: dict[str, object], words:
 
 def test_an_unknown_directive_is_named(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     real = capsule.render_spec
-    monkeypatch.setattr(capsule, "render_spec", lambda *args, **named: b"fly\tto\tthe \x1bmoon\n" + real(*args, **named))
+    monkeypatch.setattr(
+        capsule, "render_spec", lambda *args, **named: b"fly\tto\tthe \x1bmoon\n" + real(*args, **named)
+    )
     with pytest.raises(CommandFailed, match=r"line 1 of the order is not understood: fly\?to\?the \?moon"):
         scene.prepare(scene.spec("wait"))
 
@@ -363,7 +371,11 @@ def test_cgroups_are_joined_by_both(plain: Scene, cgroup_dirs: tuple[str, ...]) 
 
 @pytest.fixture
 def cgroup_dirs() -> Iterator[tuple[str, ...]]:
-    hierarchies = [path for path in ("/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified", "/sys/fs/cgroup") if os.path.exists(f"{path}/cgroup.procs")]
+    hierarchies = [
+        path
+        for path in ("/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
+        if os.path.exists(f"{path}/cgroup.procs")
+    ]
     made = [f"{path}/cocoon-test-shim-{os.getpid()}" for path in hierarchies]
     for path in made:
         os.mkdir(path)

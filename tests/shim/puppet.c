@@ -176,7 +176,7 @@ static void hostile(void) {
 	say("settime", clock_settime(CLOCK_REALTIME, &(struct timespec){0}));
 	say("init_module", syscall(SYS_init_module, NULL, 0, ""));
 	say("raise-nofile", setrlimit(RLIMIT_NOFILE, &(struct rlimit){1 << 20, 1 << 20}));
-	say("sched-fifo", sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){1}));
+	say("sched-fifo", syscall(SYS_sched_setscheduler, 0, SCHED_FIFO, &(int){1}));
 	say("nice", setpriority(PRIO_PROCESS, 0, -5));
 	say("script", (put("/vm/run/script", "x"), chmod("/vm/run/script", 0700), execl("/vm/run/script", "script", NULL)));
 	long filled = 0;
