@@ -18,7 +18,9 @@ from cocoon.units import printable
 QUESTION_TIMEOUT_S = 20.0
 # The default machine per architecture, and the firmware that a direct kernel boot on it loads.
 QEMU_MACHINES = {"x86_64": "q35", "aarch64": "virt"}
-QEMU_FIRMWARE = {"x86_64": ("bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin"), "aarch64": ()}
+QEMU_FIRMWARE = {"x86_64": ("bios-256k.bin", "linuxboot_dma.bin"), "aarch64": ()}
+# Asked for by some processors and kernels only; QEMU starts without them.
+QEMU_MORE_FIRMWARE = {"x86_64": ("kvmvapic.bin", "pvh.bin"), "aarch64": ()}
 USUAL_LIBRARY_DIRS = re.compile(r"^(/usr)?/lib(64|32)?(/[a-z0-9_]+-linux-gnu)?$")
 LOADER_CACHE = "/etc/ld.so.cache"
 
@@ -85,7 +87,7 @@ def _probe_qemu(path: str, arch: str) -> tuple[str, tuple[str, ...]]:
     """The versioned machine type, and everything that QEMU reads to start."""
     machine = _read_machine(_ask(path, "-machine", "help"), QEMU_MACHINES.get(arch, ""))
     modules = _find_modules(path, arch)
-    firmware = _find_firmware(path, QEMU_FIRMWARE.get(arch, ()))
+    firmware = _find_firmware(path, arch)
     return machine, (*find_libraries((path, *modules)), *modules, *firmware)
 
 
@@ -106,13 +108,14 @@ def _find_modules(path: str, arch: str) -> tuple[str, ...]:
     return ()
 
 
-def _find_firmware(path: str, names: tuple[str, ...]) -> tuple[str, ...]:
+def _find_firmware(path: str, arch: str) -> tuple[str, ...]:
     """The firmware files, from the directories that this QEMU searches, in its order."""
     directories = [os.path.normpath(line) for line in _ask(path, "-L", "help").splitlines() if line.startswith("/")]
+    required = QEMU_FIRMWARE.get(arch, ())
     found = []
-    for name in names:
+    for name in (*required, *QEMU_MORE_FIRMWARE.get(arch, ())):
         candidates = [f"{directory}/{name}" for directory in directories if os.path.isfile(f"{directory}/{name}")]
-        if not candidates:
+        if not candidates and name in required:
             raise CommandFailed(f"its firmware file {name} is in none of {', '.join(directories)}")
-        found.append(candidates[0])
+        found += candidates[:1]
     return tuple(found)

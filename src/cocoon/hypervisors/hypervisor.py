@@ -18,7 +18,7 @@ class Hypervisor(Protocol):
     capabilities: Capability
 
     def check(self, spec: VMSpec, image: Image, facts: HostFacts) -> None:
-        """Raises Unsupported, with reason and hint, when this host's VMM cannot run this image to this specification."""
+        """Raises Unsupported, with reason and hint, when this host's VMM cannot run the image to this specification."""
 
     def console_device(self, arch: str) -> str:
         """The guest kernel's name of the console that the capsule's PTY is, such as `ttyS0`."""

@@ -62,7 +62,12 @@ class QEMU:
         return find_machine(arch).console
 
     def plan_launch(self, vm: VMRecord, paths: VMPaths, facts: HostFacts) -> tuple[Step, ...]:
-        """The launch, and the balloon's first size: QEMU's command line has no option for it."""
+        """The launch, and the balloon's first size: QEMU's command line has no option for it.
+
+        Raises Unsupported when QEMU has gone since the VM was created, or is too old.
+        """
+        find_machine(facts.arch)
+        _check_binary(facts.binaries["qemu"], facts.arch)
         launch = LaunchVMM(vm_id=vm.id, capsule=plan_capsule(vm, paths, facts), ready=QMP_SOCKET)
         if not has_balloon(vm):
             return (launch,)
