@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from cocoon.config import Config
 from cocoon.errors import CocoonError
+from cocoon.host.cgroup import mounted_hierarchies, remove_cgroups
 from cocoon.host.facts import read_cgroups
 from cocoon.model.vm import VMState
 from cocoon.plan.execute import execute
@@ -143,6 +144,12 @@ def inventory(base: str) -> list[str]:
         for group in (f"/sys/fs/cgroup/cocoon/{vm}", f"/sys/fs/cgroup/{hierarchy}/cocoon/{vm}"):
             found += [f"group {group}"] if os.path.exists(group) else []
     return sorted({line.replace(vm, "VM") for line in (*found, *rows(base))})
+
+
+def forget_groups(place: str) -> None:
+    """Removes the control groups of every world in `place` or directly below it: a failed test leaves nothing."""
+    for base in (place, *(entry.path for entry in os.scandir(place))):
+        remove_cgroups(mounted_hierarchies(), vm_of(base))
 
 
 def rows(base: str) -> list[str]:

@@ -51,6 +51,12 @@ def points(base, action):
     return [line.split(" ", 1)[1] for line in said.splitlines() if line.startswith("failpoint ")]
 
 
+@pytest.fixture(autouse=True)
+def _no_groups_left(tmp_path):
+    yield
+    executor_scene.forget_groups(str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory):
     """The inventories of an empty world and of one with VM 1, and the points of both ways between them."""

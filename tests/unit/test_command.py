@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 
 import pytest
@@ -136,14 +137,10 @@ def test_a_sandbox_takes_rights_network_and_memory_away():
         run(["/usr/bin/python3", "-c", hungry], timeout_s=20, sandbox=NOBODY.replace(memory_bytes=300 << 20))
 
 
-def test_a_sandbox_bounds_files(tmp_path):
-    tmp_path.chmod(0o777)
-    for parent in (tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o755)
-    with pytest.raises(CommandFailed):
-        run(
-            ["dd", "if=/dev/zero", f"of={tmp_path}/x", "bs=1M", "count=3"],
-            timeout_s=10,
-            sandbox=NOBODY.replace(file_bytes=1 << 20),
-        )
-    assert os.path.getsize(tmp_path / "x") <= 1 << 20
+def test_a_sandbox_bounds_files():
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        os.chmod(place, 0o777)
+        small = NOBODY.replace(file_bytes=1 << 20)
+        with pytest.raises(CommandFailed):
+            run(["dd", "if=/dev/zero", f"of={place}/x", "bs=1M", "count=3"], timeout_s=10, sandbox=small)
+        assert os.path.getsize(f"{place}/x") <= 1 << 20
