@@ -1,0 +1,1 @@
+"""From a stream of layers to bootable blobs: decompression, scanning, EROFS, kernels, publication."""

@@ -1,0 +1,209 @@
+"""The verbs on images: pull, import, list, inspect, rm.
+
+No lock and no transaction is held while bytes arrive: an operation records that a work directory is in use, and one
+commit at the end makes the image, its layers and its pins.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from cocoon.errors import CocoonError, InvalidState, NotFound
+from cocoon.model.image import Image
+from cocoon.units import printable
+from cocoon.value import Value, to_plain
+
+if TYPE_CHECKING:
+    from cocoon.images.source import ImageSource, Progress
+    from cocoon.plan.world import World
+    from cocoon.store.reader import Reader
+    from cocoon.store.transaction import Transaction
+
+
+class PullOptions(Value):
+    """`platform` is `os/arch[/variant]`, "" for the host's; `force` converts layers again that are here."""
+
+    platform: str = ""
+    force: bool = False
+
+
+class ImageRow(Value):
+    """An image with how much of it is its own, and how much other images use as well, in bytes of EROFS files."""
+
+    image: Image
+    size_bytes: int
+    shared_bytes: int
+
+
+def pull_image(
+    world: World, ref: str, *, options: PullOptions | None = None, progress: Progress | None = None
+) -> Image:
+    """The image that `ref` names in its registry, as it is there now.
+
+    Raises InvalidSpec (no reference), NotFound, APIFailed, Timeout, Corrupt, Unsupported, HostFault, Interrupted.
+    """
+    from cocoon.oci.reference import parse_reference
+    from cocoon.oci.source import RegistrySource
+
+    options = options or PullOptions()
+    reference = parse_reference(ref)
+    source = RegistrySource(reference, world.config, platform=options.platform, report=world.report)
+    return _make(world, source, f"{reference}", progress=progress, force=options.force)
+
+
+def import_image(world: World, name: str, path: str, *, reference: str = "", progress: Progress | None = None) -> Image:
+    """The image in the docker-archive, OCI archive or OCI layout `path` ("-": an archive on stdin), under `name`.
+
+    `reference` chooses one of several in the archive; without it the name does. Raises InvalidSpec, NotFound,
+    Ambiguous, Corrupt, Unsupported, HostFault, Interrupted.
+    """
+    from cocoon.oci.archive import open_archive
+    from cocoon.oci.reference import check_import_name
+
+    check_import_name(name)
+    with open_archive(path, spool_dir=world.paths.work, reference=reference or name) as source:
+        return _make(world, source, name, progress=progress)
+
+
+def _make(world: World, source: ImageSource, name: str, *, progress: Progress | None, force: bool = False) -> Image:
+    from cocoon.host.files import remove_tree
+    from cocoon.images.steps import AssembleImage, ImageWorld, PutImage, sweep_work
+    from cocoon.plan.execute import execute, make_operation_id
+    from cocoon.plan.plan import Plan
+    from cocoon.plan.steps import MakeDirectory
+
+    sweep_work(world)
+    operation_id = make_operation_id()
+    work_dir = world.paths.operation_work(operation_id)
+    plan = Plan(
+        kind="image.make",
+        vm_id="",
+        steps=(
+            MakeDirectory(path=work_dir),
+            AssembleImage(work_dir=work_dir, name=name, created_at=time.time()),
+        ),
+        recovery="undo",
+        on_success=(PutImage(blobs_dir=world.paths.blobs),),
+    )
+    image_world = ImageWorld(world, source, progress)
+    image_world.assembly.force = force
+    image = execute(image_world, lambda _: plan, operation_id=operation_id)["assemble"]
+    remove_tree(work_dir)
+    assert isinstance(image, Image)
+    return image
+
+
+def list_images(world: World) -> list[ImageRow]:
+    """Every image, by name. A blob that images of several ids use counts as shared in each."""
+    with world.store.read() as reader:
+        images = reader.images()
+    users: dict[str, set[str]] = {}
+    for image in images:
+        for layer in image.layers:
+            users.setdefault(layer.blob, set()).add(image.id)
+    rows = []
+    for image in images:
+        sizes = {layer.blob: layer.size_bytes for layer in image.layers}
+        shared = sum(size for blob, size in sizes.items() if len(users[blob]) > 1)
+        rows.append(ImageRow(image=image, size_bytes=sum(sizes.values()), shared_bytes=shared))
+    return rows
+
+
+def find_image(world: World, ref: str) -> Image:
+    """The image that a user means: its name, its name as Docker would complete it, its id or the beginning of one.
+
+    Raises NotFound, Ambiguous.
+    """
+    with world.store.read() as reader:
+        return find_image_in(reader, ref)
+
+
+def find_image_in(reader: Reader, ref: str) -> Image:
+    """`find_image` within a transaction."""
+    from cocoon.oci.reference import parse_reference
+
+    found = reader.image_by_name(ref)
+    if found is None:
+        try:
+            found = reader.image_by_name(str(parse_reference(ref)))
+        except CocoonError:
+            found = None  # Not a name; perhaps an id.
+    return found or reader.find_image(ref)
+
+
+def inspect_image(world: World, ref: str) -> dict[str, object]:
+    """Everything about an image, in JSON's types; `used_by` are VMs by id and name."""
+    with world.store.read() as reader:
+        image = find_image_in(reader, ref)
+        names = [other.name for other in reader.images() if other.id == image.id]
+        users = _vm_users(reader, image)
+    plain = dict(to_plain(image))
+    plain["names"] = names
+    plain["size_bytes"] = sum({layer.blob: layer.size_bytes for layer in image.layers}.values())
+    plain["used_by"] = [{"id": vm_id, "name": name} for vm_id, name in users]
+    return plain
+
+
+def remove_image(world: World, ref: str, *, force: bool = False) -> Image:
+    """Takes the image's name away, and with the last one the image and the files that nothing else uses.
+
+    An image that VMs were made from is refused; with `force` only its name goes, and its files with the last VM.
+    Raises NotFound, Ambiguous, InvalidState.
+    """
+    from cocoon.images import blobs
+    from cocoon.images.steps import sweep_work
+
+    sweep_work(world)
+    with world.store.write() as transaction:
+        image = find_image_in(transaction, ref)
+        if not force:
+            _check_unused(transaction, image)
+        transaction.delete_image(image.name)
+        unused = blobs.forget_unused_layers(transaction, image.layers)
+    if unused:
+        blobs.collect(world.store, unused)
+    return image
+
+
+def _check_unused(transaction: Transaction, image: Image) -> None:
+    """Raises InvalidState when this is the image's last name and VMs are made from it."""
+    if sum(other.id == image.id for other in transaction.images()) > 1:
+        return
+    users = _vm_users(transaction, image)
+    if users:
+        names = ", ".join(name for _, name in users[:5]) + (", ..." if len(users) > 5 else "")
+        raise InvalidState(
+            f"image {printable(image.name, 300)} is in use by {len(users)} VMs: {names}"
+            if len(users) > 1
+            else f"image {printable(image.name, 300)} is in use by VM {names}",
+            hint="remove them first (cocoon vm rm), or take only the name away: --force",
+        )
+
+
+def _vm_users(reader: Reader, image: Image) -> list[tuple[str, str]]:
+    """Id and name of the VMs that were made from this image and need its blobs."""
+    if not image.layers:
+        return []
+    # A VM pins all blobs of its image, so those that pin the top one are the candidates.
+    found = []
+    for pin in reader.users(image.layers[-1].blob):
+        vm = reader.vm(pin.owner_id) if pin.owner_kind == "vm" else None
+        if vm is not None and _is_made_from(reader, vm.id, image):
+            found.append((vm.id, vm.spec.name))
+    return found
+
+
+def _is_made_from(reader: Reader, vm_id: str, image: Image) -> bool:
+    pinned = {pin.blob for pin in reader.pins("vm", vm_id)}
+    return {layer.blob for layer in image.layers} <= pinned
+
+
+def require_image(world: World, ref: str) -> Image | None:
+    """`find_image`, None when there is none. Raises Ambiguous."""
+    try:
+        return find_image(world, ref)
+    except NotFound as error:
+        if type(error) is not NotFound:
+            raise
+        return None

@@ -1,0 +1,82 @@
+"""A program that eats a stream: started by `command`, fed by its caller, its output drained meanwhile."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import threading
+
+from cocoon.errors import CocoonError
+from cocoon.host.command import Running
+
+F_SETPIPE_SZ = 1031  # linux/fcntl.h
+PIPE_BYTES = 1024 * 1024  # Fewer switches between feeder and eater than with the kernel's 64 KiB.
+
+
+def make_feed() -> tuple[int, int]:
+    """A pipe for a program's stdin: the end to read from, the end to write to."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(write_end, F_SETPIPE_SZ, PIPE_BYTES)
+    except OSError:
+        pass  # The user's share of pipe buffers is used up: a smaller pipe is only slower.
+    return read_end, write_end
+
+
+class FedProgram:
+    """`write`, then `finish`; or `kill`. One thread feeds; `kill` may come from another."""
+
+    def __init__(self, running: Running, write_end: int, *, timeout_s: float) -> None:
+        self._running = running
+        self._fd = write_end
+        # Opened before the drain can reap the process: it names this process for good.
+        self._pidfd = os.pidfd_open(running.pid)
+        self._error: CocoonError | None = None
+        self._drain = threading.Thread(target=self._wait, args=(timeout_s,), daemon=True)
+        self._drain.start()
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Hands on all of `data`. Raises what the program's end was when it ended before."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BrokenPipeError:
+                self.finish()
+                raise AssertionError("the program took its input as ended, and succeeded") from None
+
+    def finish(self) -> None:
+        """Closes the program's stdin and waits for its end. Raises CommandFailed, Timeout."""
+        self._close()
+        self._drain.join()
+        self._release()
+        if self._error is not None:
+            raise self._error
+
+    def kill(self) -> None:
+        """Ends the program at once, whatever it does; does nothing when it is over."""
+        if self._pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self._close()
+        self._drain.join()
+        self._release()
+
+    def _wait(self, timeout_s: float) -> None:
+        try:
+            self._running.communicate(timeout_s=timeout_s)
+        except CocoonError as error:
+            self._error = error
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _release(self) -> None:
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1

@@ -1,0 +1,164 @@
+"""How files get into and out of blobs/ and boot/, beside other commands that do the same.
+
+    work/<operation>/<sha256>.erofs   a blob that this operation has made or goes on to use
+    blobs/<sha256>.erofs              the same file under its name: a second link
+
+Files appear under their names before the rows that name them, and disappear after those. Both happen under the
+store's writers' lock, and a file without a row goes only when no other operation has it in its work directory. So two
+pulls of one image, or a pull and a removal, cannot take the ground from under each other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from cocoon.errors import Corrupt, InvalidState
+from cocoon.host.files import fsync_directory, host_fault, remove_tree
+from cocoon.images.convert import ConvertedLayer
+from cocoon.model.image import Layer
+from cocoon.paths import Paths
+from cocoon.store.reader import Reader
+from cocoon.store.store import Store
+from cocoon.store.transaction import Transaction
+
+SUFFIX = ".erofs"
+
+
+def layer_of(converted: ConvertedLayer) -> Layer:
+    """The row of a converted layer."""
+    source, blob = converted.source, converted.blob
+    return Layer(digest=source.digest, diff_id=source.diff_id, blob=blob.sha256, size_bytes=blob.size_bytes)
+
+
+def boot_dir(paths: Paths, diff_id: str) -> str:
+    """Where the boot files of the layer with this DiffID are."""
+    return f"{paths.boot}/{diff_id.removeprefix('sha256:')}"
+
+
+def publish(store: Store, work_dir: str, converted: Iterable[ConvertedLayer]) -> None:
+    """Gives the files of converted layers their names, durably. Names that are there already stay as they are.
+
+    Raises Corrupt when another file has a blob's name, HostFault.
+    """
+    paths = store.paths
+    converted = list(converted)
+    try:
+        for item in converted:
+            claim = f"{work_dir}/{item.blob.sha256}{SUFFIX}"
+            if not os.path.exists(claim):
+                os.rename(item.blob.path, claim)
+        with store.write():
+            for item in converted:
+                _publish_one(paths, work_dir, item)
+    except OSError as error:
+        raise host_fault("put an image's files in place", error) from error
+    fsync_directory(paths.blobs)
+    fsync_directory(paths.boot)
+
+
+def _publish_one(paths: Paths, work_dir: str, item: ConvertedLayer) -> None:
+    name = paths.blob(item.blob.sha256)
+    try:
+        os.link(f"{work_dir}/{item.blob.sha256}{SUFFIX}", name)
+    except FileExistsError:
+        if os.stat(name, follow_symlinks=False).st_size != item.blob.size_bytes:
+            raise Corrupt(f"{name} is there and has another size", hint=f"remove it: rm {name}") from None
+    if item.boot_dir:
+        try:
+            os.rename(item.boot_dir, boot_dir(paths, item.source.diff_id))
+        except OSError:
+            # Somebody else's, complete: it appears by one rename.
+            if not os.path.isdir(boot_dir(paths, item.source.diff_id)):
+                raise
+
+
+def claim(store: Store, work_dir: str, layers: Iterable[Layer]) -> list[Layer]:
+    """Of `layers`, which the store has, those whose files are whole; they stay while `work_dir` exists."""
+    kept = []
+    with store.write() as transaction:
+        for layer in layers:
+            name = store.paths.blob(layer.blob)
+            if transaction.layer(layer.digest) != layer:
+                continue
+            try:
+                if os.stat(name, follow_symlinks=False).st_size != layer.size_bytes:
+                    continue
+                os.link(name, f"{work_dir}/{layer.blob}{SUFFIX}")
+            except FileExistsError:
+                pass  # Two layers of the image are one blob.
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise host_fault(f"link {name}", error) from error
+            kept.append(layer)
+    return kept
+
+
+def check_published(blobs_dir: str, layers: Iterable[Layer]) -> None:
+    """Every blob is there; asked within the commit that names them. Raises InvalidState."""
+    for layer in layers:
+        if not os.path.isfile(f"{blobs_dir}/{layer.blob}{SUFFIX}"):
+            raise InvalidState(f"blob {layer.blob[:12]} vanished while the image was made", hint="try again")
+
+
+def withdraw(store: Store, work_dir: str) -> None:
+    """Takes back what an operation has published and nobody else uses, then removes its work directory.
+
+    Absent is fine. Raises HostFault.
+    """
+    try:
+        names = os.listdir(work_dir)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise host_fault(f"read {work_dir}", error) from error
+    blobs = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
+    if blobs:
+        collect(store, blobs, own_work_dir=work_dir)
+    remove_tree(work_dir)
+
+
+def collect(store: Store, blobs: Iterable[str], *, own_work_dir: str = "") -> None:
+    """Removes the files of those blobs that no row and no operation names, and boot files without a layer."""
+    paths = store.paths
+    with store.write() as transaction:
+        known = transaction.blobs()
+        for blob in blobs:
+            if blob not in known and not _is_claimed(paths, blob, own_work_dir):
+                _unlink(paths.blob(blob))
+        orphans = _boot_orphans(transaction, paths)
+    for path in orphans:
+        remove_tree(path)
+
+
+def forget_unused_layers(transaction: Transaction, layers: Iterable[Layer]) -> list[str]:
+    """Removes the rows of layers whose blobs nobody pins any more; returns those blobs, for `collect`."""
+    unused = []
+    for layer in layers:
+        if not transaction.users(layer.blob):
+            transaction.forget_blob(layer.blob)
+            unused.append(layer.blob)
+    return unused
+
+
+def _is_claimed(paths: Paths, blob: str, own_work_dir: str) -> bool:
+    work_dirs = (f"{paths.work}/{name}" for name in os.listdir(paths.work))
+    return any(path != own_work_dir and os.path.exists(f"{path}/{blob}{SUFFIX}") for path in work_dirs)
+
+
+def _boot_orphans(reader: Reader, paths: Paths) -> list[str]:
+    """Moves boot files whose layer has no row out of the way, to be removed at leisure; nothing while others work."""
+    if any(operation.kind.startswith("image.") for operation in reader.operations()):
+        return []  # One of them may have put them there a moment ago.
+    known = {layer.diff_id.removeprefix("sha256:") for layer in reader.layers()}
+    return [f"{paths.boot}/{name}" for name in os.listdir(paths.boot) if name not in known]
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise host_fault(f"remove {path}", error) from error

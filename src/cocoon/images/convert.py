@@ -1,0 +1,113 @@
+"""One layer, in one pass: source ─► size, digest ─► decompress ─► DiffID ─► look for boot files ─► mkfs.erofs.
+
+Nothing is buffered beyond a piece, nothing is believed before the end: the result is used only when size, digest and
+DiffID are what the manifest and the configuration say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from cocoon.errors import Corrupt
+from cocoon.host.archive import BLOCK, END_MARKER, TarScanner, directory_block
+from cocoon.images.bootfiles import BootScanner, LayerScan
+from cocoon.images.decompress import Decompressor, plain_limit
+from cocoon.images.erofs import Build, Builder, BuiltFile
+from cocoon.images.source import SourceLayer
+from cocoon.units import MIB
+from cocoon.value import Value
+
+# EROFS adds inodes and directories to the content; empty files are a block in the tar and less in EROFS.
+OVERHEAD_BYTES = 64 * MIB
+ROOT_MODE = 0o755
+
+
+class ConvertedLayer(Value):
+    """The files made of a layer, not yet under their names: `blob`, and `boot_dir` with what `scan` says ("" when it is
+    empty)."""
+
+    source: SourceLayer
+    blob: BuiltFile
+    scan: LayerScan
+    boot_dir: str
+
+
+class Verifier:
+    """Counts and hashes a layer's bytes as they pass. `finish` raises Corrupt when they are not what was announced."""
+
+    def __init__(self, layer: SourceLayer) -> None:
+        from hashlib import sha256
+
+        self.taken = 0
+        self.what = f"layer {layer.digest[:19]}"
+        self._layer = layer
+        self._digest, self._diff_id = sha256(), sha256()
+
+    def take(self, data: bytes) -> None:
+        """Compressed bytes as the source has them. Raises Corrupt when they are more than announced."""
+        self.taken += len(data)
+        if self.taken > self._layer.size_bytes:
+            raise Corrupt(f"{self.what} is longer than the {self._layer.size_bytes} bytes that the manifest says")
+        self._digest.update(data)
+
+    def take_plain(self, data: bytes) -> None:
+        """Bytes of the tar."""
+        self._diff_id.update(data)
+
+    def finish(self) -> None:
+        """All bytes have passed."""
+        if self.taken < self._layer.size_bytes:
+            size = self._layer.size_bytes
+            raise Corrupt(f"{self.what} ends after {self.taken} of the {size} bytes that the manifest says")
+        found = f"sha256:{self._digest.hexdigest()}"
+        if found != self._layer.digest:
+            raise Corrupt(f"{self.what} has digest {found[:19]}: it was damaged or replaced on its way")
+        found = f"sha256:{self._diff_id.hexdigest()}"
+        if found != self._layer.diff_id:
+            raise Corrupt(f"{self.what} unpacks to {found[:19]}, but the image says {self._layer.diff_id[:19]}")
+
+
+def convert_layer(
+    layer: SourceLayer,
+    chunks: Iterator[bytes],
+    *,
+    builder: Builder,
+    directory: str,
+    on_progress: Callable[[int], None],
+) -> ConvertedLayer:
+    """Makes a blob of the layer that `chunks` deliver, in the new directory `directory`.
+
+    `on_progress` is told the number of bytes taken and may raise to stop. Raises Corrupt, Unsupported (compression,
+    kinds of entries), CommandFailed (mkfs.erofs), HostFault (disk full).
+    """
+    verifier = Verifier(layer)
+    limit = plain_limit(layer.size_bytes)
+    decompressor = Decompressor(verifier.what, limit)
+    build = Build(builder, directory, layer.diff_id, limit_bytes=limit + OVERHEAD_BYTES)
+    try:
+        boot = BootScanner(f"{directory}/boot")
+        tar = TarScanner(boot.look, verifier.what)
+        # A layer without an entry for the root would get one that everybody can write to; a later one overrides this.
+        build.write(directory_block("./", ROOT_MODE))
+
+        def pass_on(pieces: Iterator[bytes]) -> None:
+            for piece in pieces:
+                verifier.take_plain(piece)
+                used = tar.feed(piece)
+                if used:
+                    build.write(memoryview(piece)[:used])
+
+        for chunk in chunks:
+            verifier.take(chunk)
+            pass_on(decompressor.feed(chunk))
+            on_progress(verifier.taken)
+        pass_on(decompressor.finish())
+        tar.finish()
+        verifier.finish()
+        if not tar.ended:
+            build.write(END_MARKER[: len(END_MARKER) - tar.zero_blocks * BLOCK])
+        scan = boot.finish()
+        blob = build.finish(f"{directory}/blob")
+    finally:
+        build.kill()
+    return ConvertedLayer(source=layer, blob=blob, scan=scan, boot_dir="" if scan.is_empty else f"{directory}/boot")

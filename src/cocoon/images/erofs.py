@@ -1,0 +1,194 @@
+"""Turns a tar stream into an EROFS file with mkfs.erofs, which is not trusted with anything.
+
+The program parses what strangers wrote, so it runs without capabilities, without a network, under a uid that nobody
+else has, and reaches two things by descriptors: an empty directory and an empty file of that uid's. What it made is
+copied, and hashed on the way, into a file of ours once it is dead: nothing that it left behind can change a blob.
+
+The same tar and the same builder give the same bytes: UUID from the DiffID, no build time, files' own times kept.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from cocoon.config import Config
+from cocoon.errors import CommandFailed, InvalidSpec, NotFound, Unsupported
+from cocoon.host.command import Sandbox, find_program, run, start
+from cocoon.host.fed_program import FedProgram, make_feed
+from cocoon.host.files import host_fault, make_directory
+from cocoon.paths import LIBEXEC_DIR
+from cocoon.units import GIB, MIB, printable
+from cocoon.value import Value
+
+OLDEST_VERSION = (1, 8)
+VERSION_TIMEOUT_S = 20.0
+BUILD_TIMEOUT_S = 6 * 3600.0  # As long as a slow registry may take to deliver a layer.
+MEMORY_BYTES = 2 * GIB
+# mkfs.erofs stretches a sparse buffer file to 2 TiB before anything else (lib/diskbuf.c); what the layer may become is
+# bounded by its decompression.
+FILE_BYTES = 4 * 1024**4
+CPU_S = 3600
+COPY_BYTES = 1 * MIB
+UID_SPAN = 100_000  # Uids below those of the VMs, drawn by lot for each run.
+COMPRESSION = {
+    "none": (),
+    "lz4": ("-zlz4", "-C4096"),
+    "lz4hc": ("-zlz4hc", "-C4096"),
+    "zstd": ("-zzstd", "-C65536"),
+}
+NAMESPACE_URL = bytes.fromhex("6ba7b8119dad11d180b400c04fd430c8")  # RFC 4122, appendix C
+IGNORE_FILE_LIMIT_SIGNAL = 'trap "" XFSZ; exec "$0" "$@"'
+HINT = "./setup or quickstart installs one; or set mkfs_erofs_binary to one of erofs-utils 1.8 or later"
+_VERSION = re.compile(rb"mkfs\.erofs \(?(?:erofs-utils\) )?v?([0-9]+)\.([0-9]+)")
+
+
+class Builder(Value):
+    """A mkfs.erofs that can do it: absolute `path`, `version`, and the arguments that choose the compression."""
+
+    path: str
+    version: str
+    compression: tuple[str, ...]
+    uid_base: int
+
+
+class BuiltFile(Value):
+    """A finished EROFS file of ours at `path`: durable, root's, 0444; `sha256` in hex."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+def find_builder(config: Config) -> Builder:
+    """The mkfs.erofs that the settings name, else ours, else the system's.
+
+    Raises NotFound when there is none, Unsupported when it is older than 1.8 (no `--tar`), InvalidSpec for an unknown
+    compression.
+    """
+    if config.erofs_compression not in COMPRESSION:
+        known = ", ".join(COMPRESSION)
+        raise InvalidSpec(f"setting erofs_compression is {printable(config.erofs_compression)}", hint=f"use {known}")
+    candidates = [config.mkfs_erofs_binary] if config.mkfs_erofs_binary else [f"{LIBEXEC_DIR}/mkfs.erofs", "mkfs.erofs"]
+    found = next((path for path in map(find_program, candidates) if path), None)
+    if found is None:
+        raise NotFound(f"program {printable(candidates[-1])} (erofs-utils) is not installed", hint=HINT)
+    # The checkout may lie where an unprivileged uid cannot go; the real file lies where it can.
+    path = os.path.realpath(found)
+    try:
+        match = _VERSION.search(run([path, "--version"], timeout_s=VERSION_TIMEOUT_S))
+    except CommandFailed as error:
+        raise Unsupported(f"{path} does not tell its version: {error.message}", hint=HINT) from error
+    version = tuple(int(number) for number in match.groups()) if match else (0, 0)
+    if version < OLDEST_VERSION:
+        raise Unsupported(f"{path} has version {'.'.join(map(str, version))}, too old to read layers", hint=HINT)
+    return Builder(
+        path=path,
+        version=".".join(map(str, version)),
+        compression=COMPRESSION[config.erofs_compression],
+        uid_base=config.uid_base,
+    )
+
+
+def blob_uuid(diff_id: str) -> str:
+    """The UUID of a layer's file system: version 5 of its DiffID (RFC 4122, 4.3; `uuid` is slow to import)."""
+    from hashlib import sha1
+
+    digest = bytearray(sha1(NAMESPACE_URL + diff_id.encode(), usedforsecurity=False).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+class Build:
+    """One run of mkfs.erofs in the new directory `directory`: `write` the tar, then `finish`; `kill` in any case."""
+
+    def __init__(self, builder: Builder, directory: str, diff_id: str, *, limit_bytes: int) -> None:
+        import secrets
+
+        self._directory = directory
+        self._fd = self._tmp_fd = -1
+        uid = builder.uid_base - 1 - secrets.randbelow(UID_SPAN)
+        make_directory(directory)
+        try:
+            make_directory(f"{directory}/tmp", uid=uid)
+            self._tmp_fd = os.open(f"{directory}/tmp", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._fd = os.open(f"{directory}/out", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            os.fchown(self._fd, uid, uid)
+            self._program = self._start(builder, uid, diff_id, limit_bytes)
+        except OSError as error:
+            self._close()
+            raise host_fault(f"prepare {directory}", error) from error
+        except BaseException:
+            self._close()
+            raise
+
+    def _start(self, builder: Builder, uid: int, diff_id: str, limit_bytes: int) -> FedProgram:
+        # A stream that ends too early makes 1.8.6 spin for ever, so it dies with the thread that feeds it. It tries
+        # whether its temporary file may have a hole of 2 TiB, and does without when that fails, unless a signal kills it.
+        argv = ["sh", "-c", IGNORE_FILE_LIMIT_SIGNAL, "setpriv", "--pdeathsig", "KILL", "--"]
+        argv += [builder.path, "--quiet", "--tar=f", "--aufs"]
+        argv += [*builder.compression, "-T0", "--mkfs-time", "-U", blob_uuid(diff_id), f"/proc/self/fd/{self._fd}"]
+        # What mkfs.erofs keeps in its temporary file is the plain content.
+        sandbox = Sandbox(uid=uid, gid=uid, memory_bytes=MEMORY_BYTES, file_bytes=FILE_BYTES, cpu_s=CPU_S)
+        read_end, write_end = make_feed()
+        try:
+            running = start(
+                argv,
+                environment={"TMPDIR": f"/proc/self/fd/{self._tmp_fd}"},
+                sandbox=sandbox,
+                stdin_fd=read_end,
+                pass_fds=(self._fd, self._tmp_fd),
+            )
+        except BaseException:
+            os.close(write_end)
+            raise
+        finally:
+            os.close(read_end)
+        return FedProgram(running, write_end, timeout_s=BUILD_TIMEOUT_S)
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Hands the next piece of the tar on. Raises CommandFailed when mkfs.erofs has ended."""
+        self._program.write(data)
+
+    def finish(self, path: str) -> BuiltFile:
+        """Waits for mkfs.erofs and makes the durable file `path` of its result. Raises CommandFailed, HostFault."""
+        self._program.finish()
+        try:
+            return _take_over(self._fd, path)
+        except OSError as error:
+            raise host_fault(f"write {path}", error) from error
+        finally:
+            self._close()
+
+    def kill(self) -> None:
+        """Ends mkfs.erofs if it still runs. The directory is the caller's to remove."""
+        self._program.kill()
+        self._close()
+
+    def _close(self) -> None:
+        for fd in (self._fd, self._tmp_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._tmp_fd = -1
+
+
+def _take_over(source: int, path: str) -> BuiltFile:
+    """Copies what a stranger's process wrote into a file of ours, which has the hash that is returned."""
+    from hashlib import sha256
+
+    digest, size = sha256(), 0
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        while chunk := os.pread(source, COPY_BYTES, size):
+            digest.update(chunk)
+            view = memoryview(chunk)
+            size += len(chunk)
+            while view:
+                view = view[os.write(target, view) :]
+        os.fchmod(target, 0o444)
+        os.fsync(target)
+    finally:
+        os.close(target)
+    return BuiltFile(path=path, sha256=digest.hexdigest(), size_bytes=size)
