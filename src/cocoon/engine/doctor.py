@@ -6,14 +6,13 @@ probes, which is renewed: after a kernel module was loaded or a package installe
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 
 from cocoon.config import Config
 from cocoon.errors import CocoonError, NotFound
 from cocoon.host.command import find_program, run
-from cocoon.host.facts import gather_facts, landlock_abi
+from cocoon.host.facts import find_reflink_refusal, gather_facts, landlock_abi
 from cocoon.model.host import HostFacts
 from cocoon.paths import LIBEXEC_DIR
 from cocoon.units import GIB, render_size
@@ -24,7 +23,6 @@ ARCHS = ("x86_64", "aarch64")
 OLDEST_MKFS_EROFS = (1, 8)
 QUESTION_TIMEOUT_S = 20.0
 LOW_SPACE_BYTES = 2 * GIB  # An image, its layers and a guest's writes soon need more.
-FICLONE = 0x40049409  # linux/fs.h
 TUN_DEVICE = "/dev/net/tun"
 PROGRAMS = ("cocoon-shim", "cocoon-init")
 
@@ -209,22 +207,9 @@ def _file_system(directory: str) -> Finding:
 
 
 def _reflink(directory: str) -> Finding:
-    """Tried with two files without names."""
-    import fcntl
-
-    flags, opened = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, []
-    try:
-        opened = [os.open(directory, flags, 0o600), os.open(directory, flags, 0o600)]
-        os.write(opened[0], bytes(4096))
-        fcntl.ioctl(opened[1], FICLONE, opened[0])
-    except OSError as error:
-        reasons = {errno.EOPNOTSUPP: "the file system has no reflinks", errno.EXDEV: "the file system has no reflinks"}
-        reason = reasons.get(error.errno or 0, str(error.strerror))
-        return Finding(name="reflink", status=OK, detail=f"no ({reason}): disks are copied sparsely")
-    finally:
-        for fd in opened:
-            os.close(fd)
-    return Finding(name="reflink", status=OK, detail="yes: copies of disks cost nothing")
+    refusal = find_reflink_refusal(directory)
+    detail = f"no ({refusal}): disks are copied sparsely" if refusal else "yes: copies of disks cost nothing"
+    return Finding(name="reflink", status=OK, detail=detail)
 
 
 def _space(directory: str) -> Finding:

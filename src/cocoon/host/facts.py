@@ -67,6 +67,26 @@ def landlock_abi() -> int:
     return max(0, int(ctypes.CDLL(None).syscall(create_ruleset, None, 0, version_flag)))
 
 
+def find_reflink_refusal(directory: str) -> str:
+    """Why files in `directory` cannot share their blocks, "" when they can; tried with two files without names."""
+    import fcntl
+
+    from cocoon.host.files import FICLONE
+
+    opened: list[int] = []
+    try:
+        for _ in range(2):
+            opened.append(os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        os.write(opened[0], bytes(4096))
+        fcntl.ioctl(opened[1], FICLONE, opened[0])
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        for fd in opened:
+            os.close(fd)
+    return ""
+
+
 def read_cgroups(mounts: str) -> CgroupFacts:
     """How processes can be limited, from the text of /proc/self/mounts.
 

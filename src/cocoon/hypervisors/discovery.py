@@ -53,14 +53,14 @@ def choose(spec: VMSpec, image: Image, facts: HostFacts) -> tuple[Hypervisor, tu
     check_host(spec, facts)
     if spec.hypervisor != AUTO:
         backend = load(spec.hypervisor)
-        _check(backend, spec, image, facts)
+        _check(backend, spec, image, facts=facts)
         return backend, ()
     passed: list[PassedOver] = []
     hints: list[str] = []
     for name in dict.fromkeys((*PREFERENCE, *backend_names())):
         try:
             backend = load(name)
-            _check(backend, spec, image, facts)
+            _check(backend, spec, image, facts=facts)
         except Unsupported as refusal:
             reason = refusal.message + _found(name, facts) if name not in backend_names() else refusal.message
             passed.append(PassedOver(hypervisor=name, reason=reason))
@@ -90,7 +90,7 @@ def check_host(spec: VMSpec, facts: HostFacts) -> None:
         )
 
 
-def _check(backend: Hypervisor, spec: VMSpec, image: Image, facts: HostFacts) -> None:
+def _check(backend: Hypervisor, spec: VMSpec, image: Image, *, facts: HostFacts) -> None:
     """What holds for every backend by its capabilities, then its own conditions."""
     if not facts.kvm.usable and Capability.SOFTWARE_EMULATION not in backend.capabilities:
         raise Unsupported(
