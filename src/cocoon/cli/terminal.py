@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -34,7 +35,7 @@ class RawTerminal:
             import tty
 
             self._saved = termios.tcgetattr(STDIN)
-            tty.setraw(STDIN, termios.TCSAFLUSH)
+            tty.setraw(STDIN, termios.TCSADRAIN)  # What was typed ahead is for the guest.
         return self
 
     def __exit__(
@@ -62,19 +63,19 @@ def attach(paths: VMPaths, mode: ConsoleMode, *, name: str, escape: int, quiet: 
     Raises InvalidState when the VM has no console, Interrupted on SIGTERM and SIGHUP.
     """
     reading_only = mode is ConsoleMode.READ
-    with connect(paths, mode) as console:
+    sys.stdout.flush()
+    with connect(paths, mode) as console, contextlib.nullcontext() if reading_only else RawTerminal():
+        # Said in raw mode already: whoever reads this may type.
         if not reading_only and not console.writable:
             write_stderr(f"somebody else writes to {name}: watching only (take over with --take)\r\n")
         if not quiet:
             way_out = "Ctrl-C leaves" if reading_only else f"{render_escape(escape)} and a dot leave"
-            write_stderr(f"connected to {name}: {way_out}\n")
-        sys.stdout.flush()
+            write_stderr(f"connected to {name}: {way_out}\r\n")
         if reading_only:
             end = copy(console, input_fd=-1, output_fd=STDOUT, escape=None)
         else:
-            with RawTerminal():
-                end = copy(console, input_fd=STDIN, output_fd=STDOUT, escape=escape if os.isatty(STDIN) else None)
+            end = copy(console, input_fd=STDIN, output_fd=STDOUT, escape=escape if os.isatty(STDIN) else None)
     if not quiet:
         what = f"{name} has ended" if end is ConsoleEnd.VM_ENDED else f"left {name}; it goes on"
-        write_stderr(f"\r\n{what}\n")
+        write_stderr(f"\n{what}\n")
     return end
