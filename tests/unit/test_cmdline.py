@@ -63,7 +63,8 @@ def test_a_dhcp_nic_alone_still_names_the_host():
 
 def test_the_engines_own_initramfs():
     assert render_engine_cmdline(EMULATED, config_disk="cocoon-config") == (
-        "console=ttyS0 quiet panic=-1 net.ifnames=0 cryptomgr.notests mitigations=off cocoon.config=cocoon-config"
+        "console=ttyS0 quiet panic=-1 net.ifnames=0 cryptomgr.notests mitigations=off noreplace-smp "
+        "initcall_blacklist=jent_mod_init cocoon.config=cocoon-config"
     )
     real = CommandLineFacts(console="hvc0", emulated=False)
     assert "mitigations" not in render_engine_cmdline(real, config_disk="/dev/vdc")

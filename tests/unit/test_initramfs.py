@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cocoon.errors import Corrupt
-from cocoon.guest.initramfs import module_dependencies, module_name, order_modules, render_initramfs
+from cocoon.guest.initramfs import module_dependencies, module_name, order_modules, render_initramfs, slim_module
 
 MODULES = {"virtio": b"\x7fELF one", "virtio_blk": b"\x7fELF three!"}
 
@@ -87,3 +87,31 @@ def test_every_module_comes_after_what_it_needs(edges, wanted):
     for position, name in enumerate(order):
         assert all(needed in order[:position] for needed in dependencies[name])
     assert {name for name in map(str, wanted) if name in dependencies} <= set(order)
+
+
+def elf(*names: bytes) -> bytes:
+    """The least of an ELF that has section names: header, names, one section header."""
+    table = b"\0" + b"\0".join(names) + b"\0"
+    header = bytearray(b"\x7fELF\x02\x01" + bytes(58))
+    header[0x28:0x30] = (64 + len(table)).to_bytes(8, "little")
+    header[0x3A:0x3C] = (64).to_bytes(2, "little")
+    section = bytes(0x18) + (64).to_bytes(8, "little") + len(table).to_bytes(8, "little") + bytes(64 - 0x28)
+    return bytes(header) + table + section
+
+
+def signed(module: bytes) -> bytes:
+    return module + b"S" * 300 + bytes(8) + (300).to_bytes(4, "big") + b"~Module signature appended~\n"
+
+
+def test_signature_and_btf_go():
+    assert slim_module(signed(elf(b".text", b".data"))) == elf(b".text", b".data")
+    assert slim_module(signed(elf(b".text", b".BTF", b".BTF_ids"))) == elf(b".text", b".btf", b".BTF_ids")
+    assert slim_module(elf(b".text") + b"\0.BTF\0") == elf(b".text") + b"\0.BTF\0"  # not a section's name
+
+
+@given(st.binary(max_size=200))
+def test_slimming_never_fails(noise):
+    assert len(slim_module(noise)) <= len(noise)
+    slim_module(signed(noise))
+    slim_module(b"\x7fELF\x02\x01" + noise)
+    slim_module(noise + b"~Module signature appended~\n")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import struct
 
 import pytest
 
 from cocoon.errors import Corrupt, InvalidSpec, NotFound, Unsupported
+from cocoon.guest import deb
 from cocoon.guest.kernels import KernelSource, build_kernel, find_kernel_arch
+from cocoon.guest.vmlinux import extract_vmlinux
 from deb_examples import deb_of, tar_of
 
 ELF = b"\x7fELF" + bytes(14) + struct.pack("<H", 62) + bytes(44)
@@ -138,3 +141,30 @@ def test_the_real_package(kernel_deb):
     built = build_kernel(KernelSource(deb=str(kernel_deb)), ELF)
     assert {"erofs", "overlay", "virtio_blk"} <= set(built.modules)
     assert len(built.initrd) < 4_000_000
+
+
+PVH = b"\x7fELF" + bytes(100) + b"\x04\0\0\0\x08\0\0\0\x12\0\0\0Xen\0" + bytes(200)
+
+
+def packed(payload: bytes, *, protocol: int = 0x20F) -> bytes:
+    """A bzImage with one sector of set-up and `payload` behind it, and what follows payloads in real ones."""
+    header = bytearray(bzimage()[:1024])
+    header[0x1F1], header[0x206:0x208] = 1, struct.pack("<H", protocol)
+    header[0x248:0x250] = struct.pack("<II", 0, len(payload) + 4)
+    return bytes(header) + payload + struct.pack("<I", 12345) + b"trailing"
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, deb._zstd().compress])
+def test_the_kernel_proper_is_unpacked(pack):
+    assert extract_vmlinux(packed(pack(PVH)), limit_bytes=1000) == PVH
+
+
+def test_what_stays_packed():
+    good = gzip.compress(PVH)
+    assert extract_vmlinux(packed(good), limit_bytes=100) is None  # too large
+    assert extract_vmlinux(packed(good[:-20]), limit_bytes=1000) is None  # damaged
+    assert extract_vmlinux(packed(gzip.compress(b"\x7fELF without PVH")), limit_bytes=1000) is None
+    assert extract_vmlinux(packed(b"\x02\x21\x4c\x18 lz4"), limit_bytes=1000) is None
+    assert extract_vmlinux(packed(good, protocol=0x207), limit_bytes=1000) is None
+    for other in (b"", PVH, bytes(0x202) + b"HdrS", bzimage()):
+        assert extract_vmlinux(other, limit_bytes=1000) is None

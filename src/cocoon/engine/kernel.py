@@ -1,6 +1,6 @@
 """Kernels of the engine's own: add, list, remove, and which one is taken by default.
 
-A kernel is a directory of two files (`vmlinuz`, `initrd`, 0444) and a row. The directory is named after the operation
+A kernel is a directory of two files (`vmlinuz` or `vmlinux`, and `initrd`; 0444) and a row. The directory is named after the operation
 that makes it, so that whoever finds that operation's remains knows what to remove without knowing what was built.
 """
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from cocoon.store.transaction import Transaction
 
 INIT_PATH = f"{LIBEXEC_DIR}/cocoon-init"
-KERNEL_FILE, INITRD_FILE = "vmlinuz", "initrd"
 SHOWN_USERS = 5
 
 
@@ -56,7 +55,8 @@ class AddKernel(Step):
         built = build_kernel(self.source, read_init())
         _refuse_twin(world, built)
         files.make_directory(self.directory, 0o700)
-        kernel_path, initrd_path = f"{self.directory}/{KERNEL_FILE}", f"{self.directory}/{INITRD_FILE}"
+        kernel_file = "vmlinux" if built.kernel.startswith(b"\x7fELF") else "vmlinuz"
+        kernel_path, initrd_path = f"{self.directory}/{kernel_file}", f"{self.directory}/initrd"
         files.write_atomic(kernel_path, built.kernel, 0o444)
         files.write_atomic(initrd_path, built.initrd, 0o444)
         files.fsync_directory(os.path.dirname(self.directory))

@@ -21,7 +21,9 @@ from cocoon.guest.initramfs import (
     module_name,
     order_modules,
     render_initramfs,
+    slim_module,
 )
+from cocoon.guest.vmlinux import extract_vmlinux
 from cocoon.units import MIB, printable
 from cocoon.value import Value
 
@@ -190,7 +192,8 @@ def build_kernel(source: KernelSource, init: bytes) -> BuiltKernel:
     if not _RELEASE.match(release):
         raise Corrupt(f"{printable(release)} is no kernel release")
     order = order_modules({name: module_dependencies(data) for name, data in modules.items()}, WANTED_MODULES)
-    initrd = render_initramfs(init, modules, order)
+    initrd = render_initramfs(init, {name: slim_module(modules[name]) for name in order}, order)
+    kernel = extract_vmlinux(kernel, limit_bytes=MAX_KERNEL_BYTES) or kernel
     return BuiltKernel(
         id=_digest(kernel, initrd), release=release, arch=arch, kernel=kernel, initrd=initrd, modules=order
     )
