@@ -23,8 +23,9 @@ def _pull(context: Context, call: Call) -> int:
     options = verbs.PullOptions(platform=call.text("platform"), force=call.is_on("force"))
     batch = Batch(context.json)
     for reference in references(call):
-        with batch.item(reference), show_progress(f"pulling {reference}") as progress:
-            image = verbs.pull_image(world, reference, options=options, progress=progress)
+        with batch.item(reference):
+            with show_progress(f"pulling {reference}") as progress:
+                image = verbs.pull_image(world, reference, options=options, progress=progress)
             batch.succeed(image.id, image.name)
     return batch.end()
 

@@ -143,8 +143,11 @@ class _Escaper:
 
 def harmless(text: str) -> str:
     """`text` with CR LF as newline and every other control character but tab made visible."""
-    lines = text.replace("\r\n", "\n").split("\n")
-    return "\n".join(["".join([c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in line]) for line in lines])
+    return "\n".join([line if line.isprintable() else _shown(line) for line in text.replace("\r\n", "\n").split("\n")])
+
+
+def _shown(line: str) -> str:
+    return "".join([letter if letter.isprintable() or letter == "\t" else repr(letter)[1:-1] for letter in line])
 
 
 COMMANDS = {

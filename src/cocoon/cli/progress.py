@@ -60,6 +60,8 @@ class Bar:
             TextColumn("{task.fields[layers]}", markup=False),
             console=Console(stderr=True, no_color=bool(os.environ.get("NO_COLOR")) or None),
             transient=True,
+            redirect_stdout=False,  # Results on stdout stay there.
+            redirect_stderr=False,
         )
         self._task = self._bar.add_task(escape(what), total=None, layers="")
         self._sizes: dict[str, int] = {}
@@ -107,7 +109,7 @@ def short(key: str) -> str:
 
 def show_progress(what: str) -> Lines | Bar:
     """For a `with` block around the transfer: a bar if stderr is a terminal that can show one, else lines."""
-    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+    if sys.stderr.isatty() and (os.environ.get("TERM") or "dumb") != "dumb":
         try:
             return Bar(what)
         except ImportError:
