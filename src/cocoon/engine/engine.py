@@ -43,7 +43,6 @@ class Engine:
         Raises Corrupt, Unsupported (a store of a newer version) or HostFault.
         """
         if self._world is None:
-            from cocoon.engine.lifecycle import sweep
             from cocoon.plan.recover import recover
             from cocoon.plan.world import World
             from cocoon.store.store import Store
@@ -51,10 +50,20 @@ class Engine:
             world = World(store=Store.open(self.paths, create=True), config=self.config, report=self._report)
             for line in recover(world):
                 self._report(line)
-            for name in sweep(world):
-                self._report(f"removed {name}, which has ended and was run with --rm")
+            self._sweep(world)
             self._world = world
         return self._world
+
+    def _sweep(self, world: World) -> None:
+        """Removes VMs with `--rm` that have ended; the verbs are loaded only when there may be such ones."""
+        with world.store.read() as reader:
+            candidates = reader.vms_to_remove()
+        if not candidates:
+            return
+        from cocoon.engine.lifecycle import sweep
+
+        for name in sweep(world):
+            self._report(f"removed {name}, which has ended and was run with --rm")
 
     def find_vm(self, ref: str) -> VMRecord:
         """The VM with this id, name or unique id prefix, in its true state. Raises NotFound, Ambiguous."""

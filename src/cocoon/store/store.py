@@ -190,10 +190,10 @@ def _end_transaction(connection: sqlite3.Connection) -> None:
 
 
 def _open_connection(path: str) -> sqlite3.Connection:
-    from urllib.parse import quote
-
+    # Of a path, these alone mean something in such a URI (sqlite.org/uri.html); urllib.parse costs 3 ms to import.
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     connection = sqlite3.connect(
-        f"file:{quote(path)}?mode=rw",
+        f"file:{quoted}?mode=rw",
         uri=True,
         timeout=BUSY_TIMEOUT_S,
         isolation_level=None,
