@@ -12,7 +12,6 @@ import time
 from typing import TYPE_CHECKING
 
 from cocoon.errors import NotFound
-from cocoon.errors import NotFound
 from cocoon.host import process
 from cocoon.host.files import read_bounded
 from cocoon.model.vm import VMRecord, VMState
