@@ -117,6 +117,8 @@ def cases(launcher: str, stores: dict[int, str]) -> dict[str, tuple[float, list[
         "vm run --help": (4.0, [launcher, "vm", "run", "--help"]),
         "vm inspect --help": (4.0, [launcher, "vm", "inspect", "--help"]),
         "vm start (usage error)": (4.0, [launcher, "vm", "start"]),
+        "vm inspect (of none)": (4.0, [launcher, "--root-dir", stores[5], "vm", "inspect", "nobody"]),
+        "kernel list (of none)": (4.0, [launcher, "--root-dir", stores[5], "kernel", "list"]),
     }
 
 

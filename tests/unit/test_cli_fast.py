@@ -104,6 +104,38 @@ def test_list_imports_little(root: str) -> None:
     assert modules_of("--root-dir", f"{root}/none", "vm", "list") <= ENTRY | SQLITE | LISTING
 
 
+# Each of these costs as much as the interpreter's start, or nearly; only work that needs them may load them.
+HEAVY = {
+    "argparse", "asyncio", "ctypes", "dataclasses", "email", "hashlib", "http.client", "importlib.metadata", "inspect",
+    "ipaddress", "logging", "pathlib", "random", "rich", "shutil", "ssl", "subprocess", "tempfile", "tomllib",
+    "unittest", "urllib.parse",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["vm", "run", "--help"],
+        ["vm", "inspect", "nobody"],
+        ["vm", "rm", "nobody"],
+        ["kernel", "list"],
+        ["image", "list"],
+    ],
+)
+def test_the_long_way_is_no_detour(root: str, arguments: list[str]) -> None:
+    """Before its own work no command loads what is heavy."""
+    script = RUN.replace("sys.exit(status)", 'sys.stderr.write("MODULES " + " ".join(sys.modules))')
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", script, "--root-dir", root, *arguments],
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+    )
+    loaded = set(done.stderr.splitlines()[-1].split())
+    assert "MODULES" in loaded
+    assert not loaded & HEAVY
+
+
 def test_list(root: str) -> None:
     done = run("--root-dir", root, "vm", "list")
     assert done.returncode == 0
