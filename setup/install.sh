@@ -40,8 +40,12 @@ write_launcher() { # the command: no site module, no environment of the user's; 
 #!$prefix/current/venv/bin/python -IS
 import sys
 sys.path.append("$prefix/current/venv/lib/$packages")
-from cocoon.cli.main import main
-sys.exit(main())
+try:
+    from cocoon.cli.main import main
+    status = main()
+except KeyboardInterrupt:
+    status = 130
+sys.exit(status)
 LAUNCHER
     chmod 0755 "$launcher.new"
     mv -f "$launcher.new" "$launcher"
