@@ -51,6 +51,9 @@ def ensure_image(context: Context, reference: str) -> None:
 
     world = context.engine().world()
     if verbs.require_image(world, reference) is None:
+        from cocoon.oci.reference import parse_reference
+
+        parse_reference(reference)  # What cannot be pulled is not announced.
         say(f"image {reference} is not here: pulling it")
         with show_progress(f"pulling {reference}") as progress:
             verbs.pull_image(world, reference, progress=progress)
