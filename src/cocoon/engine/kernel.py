@@ -1,7 +1,8 @@
 """Kernels of the engine's own: add, list, remove, and which one is taken by default.
 
-A kernel is a directory of two files (`vmlinuz` or `vmlinux`, and `initrd`; 0444) and a row. The directory is named after the operation
-that makes it, so that whoever finds that operation's remains knows what to remove without knowing what was built.
+A kernel is a directory of two files (`vmlinuz` or `vmlinux`, and `initrd`; 0444) and a row. The directory is named
+after the operation that makes it, so that whoever finds that operation's remains knows what to remove without knowing
+what was built.
 """
 
 from __future__ import annotations

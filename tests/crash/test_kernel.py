@@ -1,0 +1,143 @@
+"""kill -9 and failures at every point of `kernel add` and `kernel rm`; two at once; kernels in use."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cocoon.engine.kernel import add_kernel, list_kernels, remove_kernel, set_default_kernel
+from cocoon.errors import AlreadyExists, Corrupt, InvalidSpec, InvalidState, NotFound
+from cocoon.guest.kernels import KernelSource
+from cocoon.model.vm import DirectBoot
+from deb_examples import make_kernel_deb
+from fixtures import PROJECT
+from guest_vm import build_init
+from kernel_scene import open_world
+from store_examples import make_record
+
+SCENE = PROJECT / "tests" / "kernel_scene.py"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _init():
+    build_init()
+
+
+def run(base: Path, *words: str, failpoint: str = "") -> subprocess.CompletedProcess[str]:
+    path = f"{PROJECT / 'src'}:{PROJECT / 'tests'}"
+    environment = {**os.environ, "PYTHONPATH": path, "COCOON_FAILPOINT": failpoint}
+    return subprocess.run(
+        [sys.executable, str(SCENE), str(base), *words], env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def points(tmp_path: Path, *words: str) -> list[str]:
+    done = run(tmp_path, *words, failpoint="list")
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"^failpoint (kernel\..*)$", done.stderr, re.MULTILINE)
+
+
+def assert_consistent(base: Path) -> list[str]:
+    """Every kernel has its files and no file is left without a kernel; gives the names."""
+    world = open_world(base)
+    kernels, _ = list_kernels(world)
+    paths = world.paths
+    assert {os.path.dirname(kernel.kernel_path) for kernel in kernels} == {
+        f"{paths.kernels}/{name}" for name in os.listdir(paths.kernels)
+    }
+    for kernel in kernels:
+        files = {os.path.basename(kernel.kernel_path), os.path.basename(kernel.initrd_path)}
+        assert set(os.listdir(os.path.dirname(kernel.kernel_path))) == files
+        assert all(os.stat(path).st_mode & 0o777 == 0o444 for path in (kernel.kernel_path, kernel.initrd_path))
+    for directory in (paths.work, os.path.dirname(paths.operation_lock("x"))):
+        assert os.listdir(directory) == []
+    with world.store.read() as reader:
+        assert reader.operations() == []
+    return [kernel.name for kernel in kernels]
+
+
+@pytest.mark.parametrize("action", ["kill", "error"])
+def test_add_is_all_or_nothing_at_every_point(tmp_path, action):
+    deb = str(make_kernel_deb(tmp_path / "k.deb", "6.1.0"))
+    seen = points(tmp_path / "probe", "add", "one", deb)
+    assert len(seen) >= 5, seen
+    for number, point in enumerate(seen):
+        base = tmp_path / str(number)
+        done = run(base, "add", "one", deb, failpoint=f"{point}:{action}")
+        assert done.returncode == (-signal.SIGKILL if action == "kill" else 1), (point, done.stderr)
+        names = assert_consistent(base)
+        assert names == (["one"] if point.endswith(":end") else []), point
+        if not names:
+            assert run(base, "add", "one", deb).returncode == 0
+            assert assert_consistent(base) == ["one"]
+
+
+def test_rm_is_finished_at_every_point(tmp_path):
+    deb = str(make_kernel_deb(tmp_path / "k.deb", "6.1.0"))
+    run(tmp_path / "probe", "add", "one", deb)
+    for number, point in enumerate(points(tmp_path / "probe", "rm", "one")):
+        base = tmp_path / str(number)
+        run(base, "add", "one", deb)
+        assert run(base, "rm", "one", failpoint=f"{point}:kill").returncode == -signal.SIGKILL
+        assert assert_consistent(base) == (["one"] if point.endswith(":lock") else []), point
+
+
+def test_two_adds_of_one_name_at_once(tmp_path):
+    debs = [str(make_kernel_deb(tmp_path / f"{release}.deb", release)) for release in ("6.1.0", "6.2.0")]
+    path = f"{PROJECT / 'src'}:{PROJECT / 'tests'}"
+    environment = {**os.environ, "PYTHONPATH": path, "COCOON_FAILPOINT": "kernel.add:commit:sleep=0.5"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(SCENE), str(tmp_path / "b"), "add", "one", deb], env=environment, stderr=-3
+        )
+        for deb in debs
+    ]
+    assert sorted(process.wait(60) for process in both) == [0, 1]
+    assert assert_consistent(tmp_path / "b") == ["one"]
+
+
+def test_names_defaults_and_twins(tmp_path):
+    world = open_world(tmp_path / "b")
+    one = KernelSource(deb=str(make_kernel_deb(tmp_path / "1.deb", "6.1.0")))
+    two = KernelSource(deb=str(make_kernel_deb(tmp_path / "2.deb", "6.2.0")))
+    first = add_kernel(world, "one", one)
+    assert list_kernels(world) == ([first], first.id)
+    with pytest.raises(AlreadyExists, match="taken"):
+        add_kernel(world, "one", two)
+    with pytest.raises(AlreadyExists, match="as one"):
+        add_kernel(world, "other", one)
+    second = add_kernel(world, "two", two, default=True)
+    assert list_kernels(world)[1] == second.id
+    assert set_default_kernel(world, "one") == first
+    assert remove_kernel(world, "one") == first
+    assert list_kernels(world) == ([second], second.id)
+    for bad in ("../x", "", "-x", "a" * 64):
+        with pytest.raises(InvalidSpec):
+            add_kernel(world, bad, one)
+    with pytest.raises(NotFound):
+        remove_kernel(world, "one")
+    (tmp_path / "bad.deb").write_bytes(b"nothing")
+    with pytest.raises(Corrupt):
+        add_kernel(world, "bad", KernelSource(deb=str(tmp_path / "bad.deb")))
+    assert assert_consistent(tmp_path / "b") == ["two"]
+
+
+def test_a_kernel_that_vms_boot_stays(tmp_path):
+    world = open_world(tmp_path / "b")
+    kernel = add_kernel(world, "one", KernelSource(deb=str(make_kernel_deb(tmp_path / "1.deb", "6.1.0"))))
+    boot = DirectBoot(kernel_path=kernel.kernel_path, initrd_path=kernel.initrd_path, kernel="one")
+    vm = make_record(1, boot=boot)
+    with world.store.write() as transaction:
+        transaction.put_vm(vm)
+    with pytest.raises(InvalidState, match=vm.spec.name):
+        remove_kernel(world, "one")
+    with world.store.write() as transaction:
+        transaction.delete_vm(vm.id)
+    remove_kernel(world, "one")
+    assert assert_consistent(tmp_path / "b") == []
