@@ -36,7 +36,7 @@ def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "pulling x: layer aaaaaaaaaaaa: exists",
+        "pulling x: layer aaaaaaaaaaaa: here already",
         "pulling x: layer bbbbbbbbbbbb, 100MiB",
         "pulling x: layer bbbbbbbbbbbb (100MiB): converted",
     ]

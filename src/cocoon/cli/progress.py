@@ -42,7 +42,8 @@ class Lines:
     def end(self, key: str, outcome: str) -> None:
         """Layer `key` is here."""
         size = f" ({render_size(self._sizes[key])})" if key in self._sizes else ""
-        say(f"{self._what}: layer {short(key)}{size}: {outcome}")
+        said = "here already" if outcome == "exists" else outcome
+        say(f"{self._what}: layer {short(key)}{size}: {said}")
 
 
 class Bar:
