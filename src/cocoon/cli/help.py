@@ -40,7 +40,7 @@ def render_command(command: Command) -> str:
     if aliases:
         lines.append(f"Also:  {', '.join(f'cocoon {alias}' for alias in aliases)}")
     if command.details:
-        lines += ["", *_wrap(command.details, WIDTH, "")]
+        lines += ["", *wrap(command.details, WIDTH)]
     if command.options:
         lines += ["", "Options:", *_options(command.options)]
     lines += ["", "Global options:", *_options(GLOBAL_OPTIONS)]
@@ -68,7 +68,7 @@ def _columns(entries: list[tuple[str, str]]) -> list[str]:
     width = min(max(len(left) for left, _ in entries), 32)
     lines = []
     for left, right in entries:
-        wrapped = _wrap(right, WIDTH - width - 4, "")
+        wrapped = wrap(right, WIDTH - width - 4)
         if len(left) > width:
             lines.append(f"  {left}")
             left = ""
@@ -77,15 +77,15 @@ def _columns(entries: list[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def _wrap(text: str, width: int, indent: str) -> list[str]:
-    """`text` in lines of at most `width`; line breaks in it stay."""
+def wrap(text: str, width: int) -> list[str]:
+    """`text` in lines of at most `width`, unless a single word is longer; line breaks in it stay."""
     lines = []
     for paragraph in text.split("\n"):
-        line = indent
+        line = ""
         for word in paragraph.split():
-            if line.strip() and len(line) + 1 + len(word) > width:
+            if line and len(line) + 1 + len(word) > width:
                 lines.append(line)
-                line = indent
-            line = f"{line} {word}" if line.strip() else indent + word
+                line = ""
+            line = f"{line} {word}" if line else word
         lines.append(line)
     return lines

@@ -43,6 +43,7 @@ def _completion(context: Context, call: Call) -> int:
 
 def _doctor(context: Context, call: Call) -> int:
     """0 when everything works, 1 when something will not."""
+    from cocoon.cli.help import WIDTH, wrap
     from cocoon.engine.doctor import FAIL, diagnose
 
     findings = diagnose(context.config)
@@ -52,9 +53,12 @@ def _doctor(context: Context, call: Call) -> int:
         return int(failed)
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        write_line(f"{finding.status:<4}  {finding.name:<{width}}  {finding.detail}")
+        lines = wrap(finding.detail, WIDTH - width - 8)
         if finding.hint:
-            write_line(f"{'':<4}  {'':<{width}}  hint: {finding.hint}")
+            lines += wrap(f"hint: {finding.hint}", WIDTH - width - 8)
+        write_line(f"{finding.status:<4}  {finding.name:<{width}}  {lines[0]}")
+        for line in lines[1:]:
+            write_line(f"{'':<4}  {'':<{width}}  {line}")
     return int(failed)
 
 
