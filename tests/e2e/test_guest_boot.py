@@ -12,8 +12,19 @@ import pytest
 
 import guest_vm
 from cocoon.errors import APIFailed, Timeout
+from fixtures import build_once
 
 pytestmark = pytest.mark.e2e
+
+FETCH_OTHER = r"""
+. /etc/os-release; arch=$(dpkg --print-architecture)
+suite=trixie; if [ "$VERSION_CODENAME" = trixie ]; then suite=bookworm; fi
+export directory=$0 package=linux-image-cloud-$arch; mkdir -p "$0"
+hook='set -e; export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG; cd "$directory"
+real=$(apt-cache depends "$package" | sed -n "s/^ *Depends: //p" | head -n 1)
+apt-get -qq -o APT::Sandbox::User=root download "$real"'
+mmdebstrap --quiet --architectures="$arch" --variant=custom --format=null --customize-hook="$hook" "$suite" -
+"""
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +48,15 @@ def layers(tmp_path_factory) -> list[Path]:
     (upper / "data" / "changed").write_text("new\n")
     (lower / "etc" / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
     return [guest_vm.make_layer(lower, directory / "0.erofs"), guest_vm.make_layer(upper, directory / "1.erofs")]
+
+
+@pytest.fixture(scope="session")
+def other_boot(tmp_path_factory) -> Path:
+    """The kernel of the Debian release that `boot`'s is not of."""
+    deb = next(build_once("other-kernel", [], ["bash", "-euc", FETCH_OTHER]).glob("*.deb"))
+    directory = tmp_path_factory.mktemp("other-boot")
+    guest_vm.build_boot_files(deb, directory)
+    return directory
 
 
 @pytest.fixture
@@ -107,6 +127,20 @@ def test_writes_last_and_the_disk_is_left_clean(vm):
     assert "needs_recovery" not in state and re.search(r"Filesystem state:\s+clean", state)
     text = vm.shell("cat /data/kept; ls -1 /data; ls -d /new; cat /etc/machine-id")
     assert "one\nkept\n/new\n42\n" in text
+
+
+def test_a_machine_changes_its_kernel_and_keeps_its_disk(vm, other_boot):
+    release = re.search(r"release (\S+)", vm.shell("echo one > /data/kept; echo release $(uname -r)")).group(1)
+    vm.boot = other_boot
+    text = vm.shell("cat /data/kept; ls -1 /data; ip -4 addr show eth0; echo release $(uname -r)")
+    assert "one\nchanged\nkept\n" in text
+    assert "inet 10.0.2.15/24" in text and release not in text
+    vm.start(vm.config("sh", "-c", "echo READY; sleep 1000"))
+    vm.wait_for("READY")
+    channel = vm.channel()
+    assert channel.ask("shutdown 0", timeout_s=10) == "ok"
+    channel.close()
+    vm.wait_end()
 
 
 def test_a_numeric_user_that_nobody_knows(vm):
