@@ -1,9 +1,7 @@
 /* PID 1 of a capsule: builds the small root, starts the VMM in it with nothing in its hands, waits for its end.
- *
  * The root is a subdirectory of a tmpfs: we pivot to the tmpfs and then chroot into the subdirectory, because the kernel
  * gives no user namespace, and so no new capabilities, to a process in a chroot (user_namespaces(7): EPERM). */
 #include "shim.h"
-
 #include <grp.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -14,50 +12,32 @@ enum { TREE_CLONE = 1, EMPTY_PATH = 0x1000, FROM_EMPTY_PATH = 4, TO_EMPTY_PATH =
 enum { RDONLY = 1, NOSUID = 2, NODEV = 4, NOEXEC = 8, CAPABILITY_VERSION_3 = 0x20080522, KILL_CAPABILITY = 5 };
 /* NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE on, KEEP_CAPS off, each locked. */
 enum { SECUREBITS = 0x01 | 0x02 | 0x04 | 0x08 | 0x20 | 0x40 | 0x80 };
-/* Where our words and pids go; fixed numbers, so that everything else can be closed in one go. */
-enum { BIRTH = 3, ENDING };
-
-/* To the supervisor: `f` words of a failure, `w` a warning, `u` a protection that is not in force. */
-static __attribute__((format(printf, 2, 3))) void tell(char kind, const char *format, ...) {
-	char line[MESSAGE] = {kind};
-	va_list values;
-	va_start(values, format);
-	vsnprintf(line + 1, sizeof(line) - 1, format, values);
-	va_end(values);
-	say(BIRTH, line);
-}
-
-static void check(long result, const char *what, const char *value) {
-	if (result >= 0)
-		return;
-	tell('f', "%s %s: %s", what, value, strerror(errno));
-	_exit(1);
-}
+enum { BIRTH = 3 }; /* where our words and pids go */
 
 /* A required protection: without it we go on only when told so. */
 static void require(const struct spec *spec, long result, const char *protection, const char *what) {
 	if (!spec->insecure)
 		check(result, protection, what);
 	else if (result < 0)
-		tell('u', "%s\t%s: %s", protection, what, strerror(errno));
+		report("unprotected", "%s\t%s: %s", protection, what, strerror(errno));
 }
 
 /* Makes `inner` below `root`, with its parents, and returns an O_PATH descriptor of it, or -1. No symlink is followed: in
  * a running capsule some directories are the VMM's. */
 static int make_target(int root, const char *inner, bool directory) {
 	int at = fcntl(root, F_DUPFD_CLOEXEC, FD_FIRST_FREE);
-	while (at >= 0 && *inner) {
+	for (size_t length; at >= 0 && *inner; inner += length) {
 		char name[256];
-		size_t length = strcspn(++inner, "/");
+		length = strcspn(++inner, "/");
 		int parent = at, kind = directory || inner[length] ? O_DIRECTORY : 0;
 		snprintf(name, sizeof(name), "%.*s", (int)length, inner);
+		if (!strcmp(name, "..") || length >= sizeof(name)) return -1;
 		if (kind)
 			mkdirat(parent, name, 0755);
 		else
 			close(openat(parent, name, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0444));
 		at = openat(parent, name, O_PATH | O_NOFOLLOW | O_CLOEXEC | kind);
 		close(parent);
-		inner += length;
 	}
 	return at;
 }
@@ -93,15 +73,14 @@ static void make_device(int root, const char *inner, mode_t mode, dev_t number) 
 static void build_root(const struct spec *spec) {
 	static const char *const own[] = {"/vm/run", "/vm/out", "/tmp"};
 	struct stat about;
-	check(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "make private", "/");
+	check(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "detach", "/");
 	/* Over /proc, in our own namespace only: it is there everywhere, and nothing that we bind lies below it. */
 	check(mount("capsule", "/proc", "tmpfs", MS_NOSUID | MS_NOEXEC, "size=4m,nr_inodes=4k,mode=0755"), "mount", "tmpfs");
-	check(chdir("/proc"), "enter", "tmpfs");
 	umask(0);
-	check(mkdir("root", 0755), "make", "root");
+	check(chdir("/proc") < 0 ? -1 : mkdir("root", 0755), "make", "root");
 	int root = open("root", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	for (size_t i = 0; i < sizeof(own) / sizeof(*own); i++) {
-		check(close(make_target(root, own[i], true)), "make in the capsule", own[i]);
+	for (int i = 0; i < 3; i++) {
+		close(make_target(root, own[i], true));
 		make_owned(root, own[i], 0700, spec);
 	}
 	make_device(root, "/dev/null", 0666, makedev(1, 3));
@@ -112,36 +91,29 @@ static void build_root(const struct spec *spec) {
 		make_owned(root, device->inner, 0600, spec);
 	}
 	for (const struct bind *bind = spec->binds; bind->host; bind++) {
-		int tree = copy_mount(bind->host, &about);
-		check(tree, "open", bind->host);
-		check(place_mount(root, bind->inner, tree, S_ISDIR(about.st_mode), bind->mode[1] == 'w'), "bind", bind->inner);
+		int tree = check(copy_mount(bind->host, &about), "open", bind->host);
+		check(place_mount(root, bind->inner, tree, S_ISDIR(about.st_mode), bind->writable), "bind", bind->inner);
 		close(tree);
 	}
 	close(root);
 	failpoint("built");
 	/* The old root ends up on top of the new one at the same place, and is taken off (pivot_root(2)). */
-	check(syscall(SYS_pivot_root, ".", "."), "pivot_root", "");
+	check(syscall(SYS_pivot_root, ".", "."), "pivot_root", ".");
 	check(umount2(".", MNT_DETACH), "detach", "the old root");
-	check(chroot("root"), "chroot", "");
-	check(chdir("/"), "enter", "the capsule");
+	check(chroot("root") < 0 ? -1 : chdir("/"), "enter", "the capsule");
 	umask(077);
 }
 
 static void enter_namespaces(const struct spec *spec) {
-	char path[300] = "";
-	check(unshare(CLONE_NEWNS), "unshare", "mount namespace");
-	require(spec, unshare(CLONE_NEWIPC | CLONE_NEWUTS), "private-ipc", "new IPC and UTS namespaces");
+	char path[300];
+	snprintf(path, sizeof(path), "/run/netns/%s", spec->netns);
 	if (*spec->netns) {
-		snprintf(path, sizeof(path), "/run/netns/%s", spec->netns);
-		int netns = open(path, O_RDONLY | O_CLOEXEC);
-		check(netns, "open", path);
+		int netns = check(open(path, O_RDONLY | O_CLOEXEC), "open", path);
 		check(setns(netns, CLONE_NEWNET), "enter", path);
 		close(netns);
-	} else {
-		require(spec, unshare(CLONE_NEWNET), "private-network", "new network namespace");
 	}
-	if (!spec->insecure && sethostname(spec->vm, strnlen(spec->vm, 63)) < 0)
-		tell('w', "the capsule has the host's name"); /* with `insecure` the name may not be ours to change */
+	check(unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | (*spec->netns ? 0 : CLONE_NEWNET)), "make", "namespaces");
+	check(sethostname(spec->vm, strnlen(spec->vm, 63)), "name", spec->vm);
 }
 
 /* Gives up every capability but those in `keep`, for good: no program that is executed later gets one back. With `keep`
@@ -156,8 +128,8 @@ static void drop_privileges(const struct spec *spec, uint32_t keep) {
 		if (i > 31 || !(keep & (1u << i)))
 			require(spec, prctl(PR_CAPBSET_DROP, i, 0, 0, 0), name, "bounding set");
 	require(spec, prctl(PR_SET_SECUREBITS, SECUREBITS, 0, 0, 0), name, "secure bits");
+	require(spec, setgroups(0, NULL), own, "setgroups");
 	if (!keep) {
-		require(spec, setgroups(0, NULL), own, "setgroups");
 		require(spec, setresgid(gid, gid, gid), own, "setresgid");
 		require(spec, setresuid(uid, uid, uid), own, "setresuid");
 		errno = EPERM;
@@ -169,29 +141,25 @@ static void drop_privileges(const struct spec *spec, uint32_t keep) {
 
 static void limit(int what, uint64_t most, const char *name) {
 	struct rlimit limits = {most, most};
-	if (setrlimit(what, &limits) == 0)
-		return;
-	/* Without CAP_SYS_RESOURCE the hard limit stays; the VMM may still do with less. */
-	getrlimit(what, &limits);
+	if (setrlimit(what, &limits) == 0) return;
+	getrlimit(what, &limits); /* without CAP_SYS_RESOURCE the hard limit stays; the VMM may still do with less */
+	report("warning", "the limit of %s stays at %llu", name, (unsigned long long)limits.rlim_max);
 	limits.rlim_cur = limits.rlim_max;
 	setrlimit(what, &limits);
-	tell('w', "the limit of %s stays at %llu", name, (unsigned long long)limits.rlim_max);
 }
 
 static _Noreturn void start_vmm(struct spec *spec) {
-	char go;
+	char go[2];
 	sigset_t none;
 	setsid(); /* without a controlling terminal: what is typed cannot become a signal */
 	limit(RLIMIT_NOFILE, spec->open_files, "open files");
 	limit(RLIMIT_MEMLOCK, spec->memlock, "locked memory");
 	limit(RLIMIT_CORE, 0, "core");
 	drop_privileges(spec, 0);
-	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); /* the change of uid clears it, so only now */
 	failpoint("vmm");
 	/* The supervisor learns our pid from the credentials of this message, and answers when it has noted it. */
-	say(BIRTH, "v");
-	if (recv(BIRTH, &go, 1, 0) != 1)
-		_exit(1);
+	say(BIRTH, "vmm");
+	if (recv(BIRTH, go, sizeof(go), 0) <= 0) _exit(1);
 	signal(SIGPIPE, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
@@ -202,7 +170,7 @@ static _Noreturn void start_vmm(struct spec *spec) {
 
 /* Waits for the VMM. SIGTERM is passed on and after a while followed by SIGKILL; SIGINT means SIGKILL at once. A VMM that
  * were PID 1 itself would not get the SIGTERM at all (pid_namespaces(7)). */
-static _Noreturn void keep_vmm(pid_t vmm, uint64_t kill_after_ms) {
+static _Noreturn void keep_vmm(pid_t vmm, uint64_t kill_after_ms, int *wait_status) {
 	sigset_t every;
 	uint64_t deadline = 0, now;
 	sigfillset(&every);
@@ -218,74 +186,58 @@ static _Noreturn void keep_vmm(pid_t vmm, uint64_t kill_after_ms) {
 			deadline = 0;
 		}
 		for (pid_t gone; (gone = waitpid(-1, &status, WNOHANG)) > 0;) {
-			if (gone != vmm)
-				continue;
-			failpoint("reaped");
-			_exit(write(ENDING, &status, sizeof(status)) < 0);
+			if (gone == vmm) {
+				failpoint("reaped");
+				*wait_status = status;
+				_exit(0);
+			}
 		}
 	}
 }
 
-/* `cords` are the ends that the supervisor made for us; `own_pids` is false when there is no PID namespace. */
-_Noreturn void capsule_main(struct spec *spec, const struct cords *cords, bool own_pids) {
-	const int kept[] = {cords->terminal, cords->terminal, cords->errors, cords->birth, cords->ending};
-	for (int i = 0; i < 5; i++)
+/* `cords` are the ends that the supervisor made for us; `wait_status` is memory that we share with it. */
+_Noreturn void capsule_main(struct spec *spec, const struct cords *cords) {
+	const int kept[] = {cords->terminal, cords->terminal, cords->errors, cords->birth};
+	for (int i = 0; i < 4; i++)
 		dup2(kept[i], i); /* each of them is above 6 */
+	close(FD_GO);
 	close(FD_REPORT);
+	report_fd = BIRTH;
 	syscall(SYS_close_range, FD_FIRST_FREE, ~0u, 0);
-	/* When the supervisor has died already, no signal comes any more; then nobody reads our words either. */
-	struct pollfd supervisor = {.fd = ENDING};
+	/* When the supervisor has died already, no signal comes any more; then nobody holds the other end either. */
+	struct pollfd supervisor = {.fd = BIRTH};
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-	if (poll(&supervisor, 1, 0) == 1)
-		_exit(1);
-	if (!own_pids)
-		tell('u', "private-pids\tno new PID namespace");
+	if (poll(&supervisor, 1, 0) == 1) _exit(1);
 	setsid();
 	failpoint("building");
 	enter_namespaces(spec);
 	build_root(spec);
-	pid_t vmm = fork();
-	check(vmm, "start", "the VMM");
-	if (!vmm)
-		start_vmm(spec);
+	pid_t vmm = check(fork(), "start", "the VMM");
+	if (!vmm) start_vmm(spec);
 	drop_privileges(spec, 1u << KILL_CAPABILITY);
 	int nowhere = open("/dev/null", O_RDWR | O_CLOEXEC);
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i <= BIRTH; i++)
 		dup2(nowhere, i); /* the VMM's terminal, pipe and birth are its own from now on */
-	close(nowhere);
 	uint64_t kill_after_ms = spec->kill_after_ms;
 	free(spec);
-	keep_vmm(vmm, kill_after_ms);
+	keep_vmm(vmm, kill_after_ms, cords->wait_status);
 }
 
-static int complain(const char *what, const char *value) {
-	dprintf(2, "%s %s: %s\n", what, value, strerror(errno));
-	return 1;
-}
-
-/* cocoon-shim attach PID TICKS HOST INNER ro|rw: puts a file or directory of the host into the capsule whose PID 1 is that
- * process. The mount is made on the host's side and moved over: the capsule never sees a path of the host. */
-int attach_main(int count, char **words) {
+/* cocoon-shim attach PID TICKS HOST INNER 0|1: puts a file or directory of the host into the capsule whose PID 1 is that
+ * process, for writing or not. The mount is made on the host's side and moved over: the capsule never sees its path. */
+int attach_main(char **words) {
 	char path[32];
 	struct stat about;
-	if (count != 5 || words[3][0] != '/' || (strcmp(words[4], "ro") && strcmp(words[4], "rw"))) {
-		errno = EINVAL;
-		return complain("attach", "PID TICKS HOST INNER ro|rw");
-	}
-	/* Everything through one descriptor of /proc/PID: once its start time is right, it stays that process. */
-	snprintf(path, sizeof(path), "/proc/%.20s", words[0]);
-	int process = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	errno = ESRCH;
-	if (process < 0 || start_ticks(process, "stat") != strtoull(words[1], NULL, 10))
-		return complain("process", words[0]);
-	int root = openat(process, "root", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	int mounts = openat(process, "ns/mnt", O_RDONLY | O_CLOEXEC), tree = copy_mount(words[2], &about);
-	if (root < 0 || mounts < 0 || tree < 0)
-		return complain("open", tree < 0 ? words[2] : path);
-	if (setns(mounts, CLONE_NEWNS) < 0)
-		return complain("enter", path);
+	pid_t pid = atoi(words[0]);
+	report_fd = 2;
+	snprintf(path, sizeof(path), "/proc/%d", pid);
+	int process = check(open(path, O_PATH | O_DIRECTORY | O_CLOEXEC), "open", path);
+	errno = ESRCH; /* looked at after the descriptor was opened, and that stays the same process */
+	check(start_ticks(pid) == strtoull(words[1], NULL, 10) ? 0 : -1, "open", path);
+	int root = check(openat(process, "root", O_PATH | O_DIRECTORY | O_CLOEXEC), "open root of", path);
+	int mounts = check(openat(process, "ns/mnt", O_RDONLY | O_CLOEXEC), "open mounts of", path);
+	int tree = check(copy_mount(words[2], &about), "open", words[2]);
+	check(setns(mounts, CLONE_NEWNS), "enter", path);
 	umask(0);
-	if (place_mount(root, words[3], tree, S_ISDIR(about.st_mode), words[4][1] == 'w') < 0)
-		return complain("bind", words[3]);
-	return 0;
+	return check(place_mount(root, words[3], tree, S_ISDIR(about.st_mode), *words[4] == '1'), "bind", words[3]);
 }

@@ -1,17 +1,12 @@
 /* The console socket. A client is a position in the log and nothing else: one that does not read falls behind, skips
  * ahead, and never holds up the guest.
- *
  * The first byte of a client says what it wants: `r` to read, `w` to write as well if nobody else does, `t` to write
- * instead of whoever does. The answer is one byte, `r` or `w`; then follow the last 64 KiB of this boot and what comes.*/
+ * instead of whoever does. The answer is one byte, `r` or `w`; then follow the last 64 KiB of this boot and what comes. */
 #include "shim.h"
 
 enum { BACKLOG_BYTES = 65536, LISTENER = CLIENTS, TERMINAL };
 
-static struct client {
-	int fd;
-	bool greeted, deaf; /* deaf: it has shut down its sending side */
-	uint64_t position;
-} clients[CLIENTS], *writer;
+static struct client { int fd; bool greeted; uint64_t position; } clients[CLIENTS], *writer;
 static struct log *console;
 static int listener, terminal;
 static char input[1024]; /* typed, but not yet taken by the VMM */
@@ -24,8 +19,6 @@ void console_listen(int directory, int terminal_fd, struct log *log) {
 	terminal = terminal_fd;
 	console = log;
 	listener = listen_at(directory, "console.sock", SOCK_STREAM);
-	if (listener < 0)
-		report("warning", "no console socket: %s", strerror(errno));
 }
 
 static void leave(struct client *client) {
@@ -34,68 +27,54 @@ static void leave(struct client *client) {
 	writer = writer == client ? NULL : writer;
 }
 
-static struct client *free_place(void) {
-	for (int i = 0; i < CLIENTS; i++)
-		if (clients[i].fd < 0)
-			return &clients[i];
-	return NULL;
-}
-
-/* What to wait for. Entries of no use have the descriptor -1, which poll(2) ignores. */
-void console_poll(struct pollfd *fds) {
+/* What to wait for (-1: nothing); when `ending`, only that clients read on. True while one has not been told all. */
+bool console_poll(struct pollfd *fds, bool ending) {
+	bool behind = false;
+	fds[LISTENER] = (struct pollfd){ending ? -1 : listener, POLLIN, 0};
+	fds[TERMINAL] = (struct pollfd){input_length && !ending ? terminal : -1, POLLOUT, 0};
 	for (int i = 0; i < CLIENTS; i++) {
 		const struct client *client = &clients[i];
-		bool waits = client == writer && input_length, tell = client->greeted && client->position < console->end;
-		short events = (short)((waits || client->deaf ? 0 : POLLIN) | (tell ? POLLOUT : 0));
-		/* Not even its hang-up: what it typed before may not be read yet. */
-		fds[i] = (struct pollfd){waits && !tell ? -1 : client->fd, events, 0};
+		/* A waiting writer's hang-up is not asked for either: what it typed before may not be read yet. */
+		bool waits = ending || (client == writer && input_length);
+		bool tell = client->fd >= 0 && client->greeted && client->position < console->end;
+		fds[i] = (struct pollfd){waits && !tell ? -1 : client->fd, (short)((waits ? 0 : POLLIN) | (tell ? POLLOUT : 0)), 0};
+		behind |= tell;
 	}
-	fds[LISTENER] = (struct pollfd){free_place() ? listener : -1, POLLIN, 0};
-	fds[TERMINAL] = (struct pollfd){input_length ? terminal : -1, POLLOUT, 0};
-}
-
-static void greet(struct client *client, char wish) {
-	if (wish == 't' || (wish == 'w' && !writer))
-		writer = client;
-	uint64_t oldest = log_oldest(console), end = console->end;
-	client->position = end - oldest > BACKLOG_BYTES ? end - BACKLOG_BYTES : oldest;
-	client->greeted = true;
-	if (send(client->fd, client == writer ? "w" : "r", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1)
-		leave(client);
+	return behind;
 }
 
 /* Hands what was typed to the VMM as far as it takes it; until then, the writer and nobody else waits. */
 static void push_input(void) {
 	ssize_t taken = write(terminal, input, input_length);
-	if (taken > 0)
-		memmove(input, input + taken, input_length -= (size_t)taken);
+	input_length -= taken > 0 ? (size_t)taken : 0;
+	memmove(input, input + (taken > 0 ? taken : 0), input_length);
+}
+
+static void greet(struct client *client) {
+	char wish = 0;
+	ssize_t got = recv(client->fd, &wish, 1, MSG_DONTWAIT);
+	if (wish == 't' || (wish == 'w' && !writer)) writer = client;
+	client->position = console->end > BACKLOG_BYTES ? console->end - BACKLOG_BYTES : 0;
+	client->greeted = got == 1 && (wish == 'r' || wish == 'w' || wish == 't');
+	if (!client->greeted || send(client->fd, client == writer ? "w" : "r", 1, MSG_DONTWAIT) != 1)
+		leave(client);
 }
 
 static void hear(struct client *client) {
-	char ignored[256], wish;
+	char ignored[256];
 	bool types = client == writer;
-	if (!client->greeted) {
-		ssize_t got = recv(client->fd, &wish, 1, MSG_DONTWAIT);
-		if (got == 1 && (wish == 'r' || wish == 'w' || wish == 't'))
-			greet(client, wish);
-		else
-			leave(client);
-		return;
-	}
 	ssize_t got = recv(client->fd, types ? input : ignored, types ? sizeof(input) : sizeof(ignored), MSG_DONTWAIT);
-	client->deaf = got == 0;
-	if (got < 0 && errno != EAGAIN)
-		leave(client);
-	if (got <= 0 || !types)
-		return;
-	input_length = (size_t)got;
-	push_input();
+	if (got == 0 || (got < 0 && errno != EAGAIN)) leave(client);
+	if (got > 0 && types) {
+		input_length = (size_t)got;
+		push_input();
+	}
 }
 
 static void tell(struct client *client) {
 	char data[4096];
 	ssize_t got = log_read(console, &client->position, data, sizeof(data));
-	ssize_t sent = got > 0 ? send(client->fd, data, (size_t)got, MSG_DONTWAIT | MSG_NOSIGNAL) : 0;
+	ssize_t sent = got > 0 ? send(client->fd, data, (size_t)got, MSG_DONTWAIT) : 0;
 	if (got <= 0)
 		client->position = console->end; /* unreadable: go on with what is new */
 	else if (sent > 0)
@@ -106,36 +85,18 @@ static void tell(struct client *client) {
 
 /* `fds` as console_poll filled them in, after poll(2). */
 void console_serve(const struct pollfd *fds) {
-	if (fds[TERMINAL].revents)
-		push_input();
+	struct client *place = NULL;
+	if (fds[TERMINAL].revents) push_input();
 	for (int i = 0; i < CLIENTS; i++) {
 		struct client *client = &clients[i];
 		if (client->fd >= 0 && fds[i].revents & POLLIN && !(client == writer && input_length))
-			hear(client);
-		if (client->fd >= 0 && fds[i].revents & POLLOUT)
-			tell(client);
-		if (client->fd >= 0 && fds[i].revents & (POLLHUP | POLLERR) && !(fds[i].revents & (POLLIN | POLLOUT)))
-			leave(client);
+			(client->greeted ? hear : greet)(client);
+		if (client->fd >= 0 && fds[i].revents & POLLOUT) tell(client);
+		place = client->fd < 0 ? client : place;
 	}
-	/* Last, so that no place is given away while `fds` still speaks of its former owner. */
 	int fd = fds[LISTENER].revents ? accept_root(listener) : -1;
-	if (fd >= 0)
-		*free_place() = (struct client){.fd = fd};
-}
-
-/* The end: clients get what they have not read yet, as long as they read it, but not for long. */
-void console_flush(uint64_t milliseconds) {
-	struct pollfd fds[CONSOLE_FDS];
-	uint64_t now, deadline = now_ms() + milliseconds;
-	for (bool behind = true; behind && (now = now_ms()) < deadline;) {
-		behind = false;
-		console_poll(fds);
-		for (int i = 0; i < CONSOLE_FDS; i++) {
-			if (!(fds[i].events & POLLOUT) || i == TERMINAL)
-				fds[i].fd = -1;
-			behind |= fds[i].fd >= 0;
-		}
-		if (behind && poll(fds, CONSOLE_FDS, (int)(deadline - now)) > 0)
-			console_serve(fds);
-	}
+	if (fd >= 0 && place)
+		*place = (struct client){.fd = fd};
+	else
+		close(fd); /* one too many */
 }

@@ -3,9 +3,7 @@
  * whenever that one is full, the disk is tried again. */
 #include "shim.h"
 
-#include <sys/mman.h>
-
-enum { MEMORY_SEGMENT = 65536, LIMITED_BYTES_PER_S = 256 * 1024 };
+enum { MEMORY_SEGMENT = 65536 };
 
 /* The log's file as the current segment; a full one becomes `name.1` first. */
 static bool open_on_disk(struct log *log) {
@@ -15,22 +13,18 @@ static bool open_on_disk(struct log *log) {
 	for (int tries = 0; tries < 2; tries++) {
 		/* O_APPEND: what an administrator truncates begins anew, without a hole. */
 		int fd = openat(log->directory, log->name, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-		if (fd < 0 || fstat(fd, &about) < 0)
-			return false;
+		if (fd < 0 || fstat(fd, &about) < 0) return false;
 		uint64_t start = (uint64_t)about.st_size;
 		log->now = (struct segment){fd, false, log->end, start, 0, log->limit - start};
-		if (start < log->limit)
-			return true;
+		if (start < log->limit) return true;
 		close(fd);
-		if (renameat(log->directory, log->name, log->directory, previous) < 0)
-			return false;
+		if (renameat(log->directory, log->name, log->directory, previous) < 0) return false;
 	}
 	return false;
 }
 
 static void rotate(struct log *log, bool to_memory) {
-	if (log->before.fd >= 0)
-		close(log->before.fd);
+	if (log->before.fd >= 0) close(log->before.fd);
 	log->before = log->now;
 	if (to_memory || !open_on_disk(log))
 		log->now = (struct segment){memfd_create(log->name, MFD_CLOEXEC), true, log->end, 0, 0, MEMORY_SEGMENT};
@@ -62,33 +56,10 @@ void log_write(struct log *log, const char *data, size_t length) {
 	}
 }
 
-/* As log_write, but so much a second and no more: what a VMM says in a flood (one line per page, seen) is counted
- * instead. It is not made to wait, because the guest would wait with it. */
-void log_write_limited(struct log *log, const char *data, size_t length) {
-	char note[64];
-	uint64_t now = now_ms();
-	if (now - log->window_ms >= 1000) {
-		if (log->dropped)
-			log_write(log, note, (size_t)snprintf(note, sizeof(note), "\ncocoon-shim: %llu bytes dropped\n",
-			                                      (unsigned long long)log->dropped));
-		log->window_ms = now;
-		log->window_bytes = log->dropped = 0;
-	}
-	log->window_bytes += length;
-	if (log->window_bytes > LIMITED_BYTES_PER_S)
-		log->dropped += length;
-	else
-		log_write(log, data, length);
-}
-
-uint64_t log_oldest(const struct log *log) {
-	return log->before.fd >= 0 ? log->before.base : log->now.base;
-}
-
 /* The next bytes after `*position`, which first skips ahead when it fell behind the oldest byte. */
 ssize_t log_read(const struct log *log, uint64_t *position, char *data, size_t length) {
-	if (*position < log_oldest(log))
-		*position = log_oldest(log);
+	uint64_t oldest = log->before.fd >= 0 ? log->before.base : log->now.base;
+	*position = *position < oldest ? oldest : *position;
 	const struct segment *segment = *position < log->now.base ? &log->before : &log->now;
 	uint64_t offset = *position - segment->base, left = segment->size - offset;
 	return pread(segment->fd, data, length < left ? length : (size_t)left, (off_t)(segment->start + offset));

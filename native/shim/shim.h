@@ -1,7 +1,6 @@
 /* cocoon-shim: what its parts share.
- *
  *   caller ── order, go pipe, report pipe, alive lock ──► supervisor: console, logs, exit record
- *                                                           │ birth: words and pids     ▲ ending: wait status
+ *                                                           │ birth: words and pids     ▲ wait status
  *                                                           ▼                           │
  *                                                        PID 1 of the capsule ──► VMM (own uid, no capabilities)
  *
@@ -9,7 +8,6 @@
  * first process. Both of ours hold the alive lock; the VMM never does. */
 #ifndef COCOON_SHIM_H
 #define COCOON_SHIM_H
-
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -22,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -31,17 +30,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FD_SPEC = 3, FD_GO, FD_REPORT, FD_LOCK, FD_FIRST_FREE };
-enum { MESSAGE = 512, CLIENTS = 16, CONSOLE_FDS = CLIENTS + 2 }; /* the longest words that we say */
-
-#ifdef COCOON_TEST
-void failpoint(const char *name); /* sleeps there when COCOON_SHIM_FAILPOINT says so */
-#else
+enum { FD_SPEC = 3, FD_GO, FD_REPORT, FD_LOCK, FD_FIRST_FREE, MESSAGE = 512, CLIENTS = 16, CONSOLE_FDS = CLIENTS + 2 };
+#ifndef COCOON_TEST /* whose failpoint() sleeps where COCOON_SHIM_FAILPOINT says so */
 #define failpoint(name) ((void)0)
 #endif
+void (failpoint)(const char *name);
 
 /* spec.c: the order. Every value is one word of 64 bits; each list ends with zeros. */
-struct bind { char *mode, *host, *inner; };
+struct bind { uint64_t writable; char *host, *inner; };
 struct device { char *inner; uint64_t major, minor; };
 struct spec {
 	char *vm, *netns, *run_dir, *log_dir, *exit_record;
@@ -53,49 +49,35 @@ struct spec {
 };
 struct spec *spec_read(int fd, char error[MESSAGE]);
 bool spec_parse(struct spec *spec, size_t length, char error[MESSAGE]);
-bool unescape(char *text);
 
 /* capsule.c: PID 1, and what attach needs of it. */
-struct cords { int birth, ending, terminal, errors; };
-_Noreturn void capsule_main(struct spec *spec, const struct cords *cords, bool own_pids);
-int attach_main(int count, char **words);
+struct cords { int birth, terminal, errors, *wait_status; };
+_Noreturn void capsule_main(struct spec *spec, const struct cords *cords);
+int attach_main(char **words);
 
 /* log.c: a stream of bytes kept as two segments; a position is a count of bytes since this shim began. */
 struct segment { int fd; bool memory; uint64_t base, start, size, limit; }; /* position, file offset, bytes, most */
-struct log {
-	const char *name;
-	int directory;
-	uint64_t limit, end, window_ms, window_bytes, dropped;
-	struct segment now, before;
-};
-typedef void log_writer(struct log *log, const char *data, size_t length);
+struct log { const char *name; int directory; uint64_t limit, end; struct segment now, before; };
 void log_open(struct log *log, int directory, const char *name, uint64_t limit);
-log_writer log_write, log_write_limited;
+void log_write(struct log *log, const char *data, size_t length);
 ssize_t log_read(const struct log *log, uint64_t *position, char *data, size_t length);
-uint64_t log_oldest(const struct log *log);
 
 /* console.c: clients of the console socket; `fds` has CONSOLE_FDS entries. */
 void console_listen(int directory, int terminal, struct log *log);
-void console_poll(struct pollfd *fds);
+bool console_poll(struct pollfd *fds, bool ending);
 void console_serve(const struct pollfd *fds);
-void console_flush(uint64_t milliseconds);
 
-/* control.c: the engine's socket, and the rescue of a paused guest. */
-struct processes {
-	pid_t init, vmm;
-	uint64_t init_ticks, vmm_ticks;
-	const char *phase;
-	int root, errors; /* the capsule's root; where a rescuer says how it went */
-	uid_t uid;
-};
+/* control.c: the engine's socket. `root` is the capsule's; `errors` is where a rescuer says how it went. */
+struct processes { pid_t init, vmm; uint64_t init_ticks, vmm_ticks; const char *phase; int root, errors; uid_t uid; };
 void control_accept(int listener, const struct processes *processes);
 
-/* supervisor.c, main.c */
-_Noreturn void supervise(struct spec *spec);
+_Noreturn void supervise(struct spec *spec); /* supervisor.c; the rest is main.c's */
+extern int report_fd;
 void report(const char *kind, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int check(long result, const char *what, const char *value);
 void say(int fd, const char *text);
 uint64_t now_ms(void);
-uint64_t start_ticks(int directory, const char *path);
+uint64_t start_ticks(pid_t pid);
 int listen_at(int directory, const char *name, int type);
 int accept_root(int listener);
 #endif

@@ -17,7 +17,7 @@ from types import TracebackType
 from cocoon.errors import APIFailed, CommandFailed, HostFault, InvalidSpec, NotFound, Timeout
 from cocoon.host import process
 from cocoon.host.capsule_reach import attach, connect_capsule_socket, open_in_capsule, shim_path
-from cocoon.host.shim_control import Rescue, end_vmm, escape, status
+from cocoon.host.shim_control import Rescue, end_vmm, status
 from cocoon.model.capsule import CapsuleSpec
 from cocoon.model.vm import ProcessRef, Protection, VMProcesses
 from cocoon.units import printable
@@ -27,7 +27,6 @@ __all__ = [
     "render_spec", "shim_path", "status",
 ]  # fmt: skip
 
-SPEC_FORMAT = 1
 SPEC_LIMIT_BYTES = 512 * 1024
 REPORT_LIMIT_BYTES = 64 * 1024
 SUPERVISOR_TIMEOUT_S = 10.0  # Two forks and a few lines; longer only on a host that hardly moves.
@@ -35,20 +34,19 @@ LOWEST_FREE_FD = 10  # Above the shim's own numbers, so that moving one does not
 
 # Every protection that the shim gives, and whether a VMM may not run without it (unless `insecure`).
 PROTECTIONS = {
-    "private-root": True,
+    "private-root": True,  # with mount, PID, IPC, UTS and network namespaces: without these there is no capsule at all
     "own-uid": True,
     "no-capabilities": True,
-    "private-pids": True,
-    "private-ipc": True,
-    "private-network": True,
     "cgroup": False,
 }
 
 
 def render_spec(spec: CapsuleSpec, *, foreground: bool) -> bytes:
-    """The order as the shim reads it. Raises InvalidSpec for what it could not say."""
+    """The order as the shim reads it: directives and their values, each word ended by a NUL, `end` last.
+
+    Raises InvalidSpec for what it could not say.
+    """
     lines: list[tuple[str, ...]] = [
-        ("shim", str(SPEC_FORMAT)),
         ("vm", spec.vm_id),
         ("uid", str(spec.uid)),
         ("gid", str(spec.gid)),
@@ -63,19 +61,30 @@ def render_spec(spec: CapsuleSpec, *, foreground: bool) -> bytes:
         ("insecure", str(int(spec.insecure))),
         ("foreground", str(int(foreground))),
         *(("cgroup", directory) for directory in spec.cgroup_dirs),
-        *(("bind", "rw" if bind.writable else "ro", bind.host, bind.inner) for bind in spec.binds),
+        *(("bind", str(int(bind.writable)), bind.host, bind.inner) for bind in spec.binds),
         *(("device", device.inner, str(device.major), str(device.minor)) for device in spec.devices),
         *(("argument", argument) for argument in spec.arguments),
         *(("environment", variable) for variable in spec.environment),
         ("end",),
     ]
-    text = "".join("\t".join(escape(value) for value in line) + "\n" for line in lines)
-    if "\0" in text:
+    if not spec.arguments:
+        raise InvalidSpec("the capsule's description names no program")
+    for path in (*spec.cgroup_dirs, spec.run_dir, spec.log_dir, spec.exit_record, *_paths_of(spec)):
+        # Without empty, `.` or `..` components: each means what it says, also inside the capsule.
+        if not path.startswith("/") or {"", ".", ".."} & set(path[1:].split("/")):
+            raise InvalidSpec(f"path {printable(path)} in the capsule's description is not plain and absolute")
+    words = [os.fsencode(word) for line in lines for word in line]
+    if any(b"\0" in word for word in words):
         raise InvalidSpec("the capsule's description holds a NUL character")
-    order = os.fsencode(text)
-    if len(order) > SPEC_LIMIT_BYTES:
+    order = b"".join(word + b"\0" for word in words)
+    if len(order) >= SPEC_LIMIT_BYTES:
         raise InvalidSpec(f"the capsule's description has {len(order)} bytes, {SPEC_LIMIT_BYTES} are allowed")
     return order
+
+
+def _paths_of(spec: CapsuleSpec) -> list[str]:
+    inner = [bind.inner for bind in spec.binds] + [device.inner for device in spec.devices]
+    return inner + [bind.host for bind in spec.binds]
 
 
 def launch(spec: CapsuleSpec, *, alive_lock_fd: int, foreground: bool) -> PendingLaunch:
@@ -242,7 +251,9 @@ class PendingLaunch:
             if len(self._text) > REPORT_LIMIT_BYTES:
                 raise APIFailed("the shim says too much")
         line, _, self._text = self._text.partition(b"\n")
-        return line.decode("utf-8", "backslashreplace")
+        # Its words may quote what it was given: nothing in them may act on a terminal.
+        text = line.decode("utf-8", "backslashreplace")
+        return "".join(letter if letter.isprintable() or letter == "\t" else ascii(letter)[1:-1] for letter in text)
 
     def _kill(self) -> None:
         """Ends the supervisor, and with it everything below; in the foreground our child must be reaped as well."""

@@ -30,8 +30,7 @@ def attach(processes: VMProcesses, *, host_path: str, inner_path: str, writable:
     from cocoon.host import command
 
     init = _init(processes)
-    mode = "rw" if writable else "ro"
-    argv = [shim_path(), "attach", str(init.pid), str(init.start_ticks), host_path, inner_path, mode]
+    argv = [shim_path(), "attach", str(init.pid), str(init.start_ticks), host_path, inner_path, str(int(writable))]
     command.run(argv, timeout_s=ATTACH_TIMEOUT_S)
 
 

@@ -69,9 +69,12 @@ def connect(paths: VMPaths, mode: ConsoleMode) -> Console:
         raise InvalidState(
             "the VM has no console now", hint="start it: cocoon vm start; or see cocoon vm logs"
         ) from error
+    granted = b""
     try:
         connection.sendall(mode.value.encode())
         granted = connection.recv(1)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # It hung up on us: said below.
     except OSError as error:
         connection.close()
         raise APIFailed(f"the console does not answer: {error}") from error

@@ -48,13 +48,13 @@ class Rescue:
     """
 
     def __init__(self, run_dir: str, inner_path: str, *, steps: tuple[tuple[str, str], ...], timeout_s: float) -> None:
-        head = f"rescue\t{escape(inner_path)}\t{max(1, round(timeout_s * 1000))}\n"
-        script = head + "".join(f"{escape(request)}\t{escape(expected)}\n" for request, expected in steps)
-        if len(script.encode()) > SCRIPT_LIMIT_BYTES:
-            raise InvalidSpec(f"the rescue script is longer than {SCRIPT_LIMIT_BYTES} bytes")
+        words = ["rescue", inner_path, str(max(1, round(timeout_s * 1000))), *(word for step in steps for word in step)]
+        script = b"".join(os.fsencode(word) + b"\0" for word in words)
+        if len(script) > SCRIPT_LIMIT_BYTES or script.count(b"\0") != len(words):
+            raise InvalidSpec(f"the rescue script is longer than {SCRIPT_LIMIT_BYTES} bytes or holds a NUL character")
         self._control = _connect(run_dir)
         try:
-            _ask(self._control, script.encode(), wanted="armed")
+            _ask(self._control, script, wanted="armed")
         except BaseException:
             self._control.close()
             raise
@@ -105,8 +105,3 @@ def _ask(control: socket.socket, request: bytes, *, wanted: str = "") -> str:
     if not reply or reply.startswith("failed") or (wanted and reply != wanted):
         raise APIFailed(f"the shim answered {printable(reply)}")
     return reply
-
-
-def escape(text: str) -> str:
-    """`text` as a value in the shim's lines: without a tab or newline of its own."""
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
