@@ -28,6 +28,8 @@ MEMORY_BYTES = 2 * GIB
 # mkfs.erofs stretches a sparse buffer file to 2 TiB before anything else (lib/diskbuf.c); what the layer may become is
 # bounded by its decompression.
 FILE_BYTES = 4 * 1024**4
+# 1.8.6 opens its output once more for every file that waits for a compressing thread, and hangs when it cannot.
+OPEN_FILES = 16_384
 CPU_S = 3600
 COPY_BYTES = 1 * MIB
 UID_SPAN = 100_000  # Uids below those of the VMs, drawn by lot for each run.
@@ -131,7 +133,9 @@ class Build:
         argv += [builder.path, "--quiet", "--tar=f", "--aufs"]
         argv += [*builder.compression, "-T0", "--mkfs-time", "-U", blob_uuid(diff_id), f"/proc/self/fd/{self._fd}"]
         # What mkfs.erofs keeps in its temporary file is the plain content.
-        sandbox = Sandbox(uid=uid, gid=uid, memory_bytes=MEMORY_BYTES, file_bytes=FILE_BYTES, cpu_s=CPU_S)
+        sandbox = Sandbox(
+            uid=uid, gid=uid, memory_bytes=MEMORY_BYTES, file_bytes=FILE_BYTES, cpu_s=CPU_S, open_files=OPEN_FILES
+        )
         read_end, write_end = make_feed()
         try:
             running = start(
