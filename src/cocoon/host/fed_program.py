@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 import threading
 
-from cocoon.errors import CocoonError
+from cocoon.errors import CocoonError, Timeout
 from cocoon.host.command import Running
 
 F_SETPIPE_SZ = 1031  # linux/fcntl.h
 PIPE_BYTES = 1024 * 1024  # Fewer switches between feeder and eater than with the kernel's 64 KiB.
+
+
+STALL_S = 120.0  # It computes and writes to a disk meanwhile, but never that long in one piece.
 
 
 def make_feed() -> tuple[int, int]:
@@ -21,14 +25,16 @@ def make_feed() -> tuple[int, int]:
         fcntl.fcntl(write_end, F_SETPIPE_SZ, PIPE_BYTES)
     except OSError:
         pass  # The user's share of pipe buffers is used up: a smaller pipe is only slower.
+    os.set_blocking(write_end, False)
     return read_end, write_end
 
 
 class FedProgram:
     """`write`, then `finish`; or `kill`. One thread feeds; `kill` may come from another."""
 
-    def __init__(self, running: Running, write_end: int, *, timeout_s: float) -> None:
+    def __init__(self, running: Running, write_end: int, *, name: str, timeout_s: float) -> None:
         self._running = running
+        self._name = name
         self._fd = write_end
         # Opened before the drain can reap the process: it names this process for good.
         self._pidfd = os.pidfd_open(running.pid)
@@ -42,6 +48,8 @@ class FedProgram:
         while view:
             try:
                 view = view[os.write(self._fd, view) :]
+            except BlockingIOError:
+                self._wait_for_room()
             except BrokenPipeError:
                 self.finish()
                 raise AssertionError("the program took its input as ended, and succeeded") from None
@@ -64,6 +72,12 @@ class FedProgram:
         self._close()
         self._drain.join()
         self._release()
+
+    def _wait_for_room(self) -> None:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        if not poll.poll(STALL_S * 1000):
+            raise Timeout(f"{self._name} has not taken a byte of its input for {STALL_S:g} s")
 
     def _wait(self, timeout_s: float) -> None:
         try:

@@ -14,11 +14,8 @@ from cocoon.images.bootfiles import BootScanner, LayerScan
 from cocoon.images.decompress import Decompressor, plain_limit
 from cocoon.images.erofs import Build, Builder, BuiltFile
 from cocoon.images.source import SourceLayer
-from cocoon.units import MIB
 from cocoon.value import Value
 
-# EROFS adds inodes and directories to the content; empty files are a block in the tar and less in EROFS.
-OVERHEAD_BYTES = 64 * MIB
 ROOT_MODE = 0o755
 
 
@@ -81,9 +78,8 @@ def convert_layer(
     kinds of entries), CommandFailed (mkfs.erofs), HostFault (disk full).
     """
     verifier = Verifier(layer)
-    limit = plain_limit(layer.size_bytes)
-    decompressor = Decompressor(verifier.what, limit)
-    build = Build(builder, directory, layer.diff_id, limit_bytes=limit + OVERHEAD_BYTES)
+    decompressor = Decompressor(verifier.what, plain_limit(layer.size_bytes))
+    build = Build(builder, directory, layer.diff_id)
     try:
         boot = BootScanner(f"{directory}/boot")
         tar = TarScanner(boot.look, verifier.what)

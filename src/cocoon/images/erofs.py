@@ -40,7 +40,6 @@ COMPRESSION = {
     "zstd": ("-zzstd", "-C65536"),
 }
 NAMESPACE_URL = bytes.fromhex("6ba7b8119dad11d180b400c04fd430c8")  # RFC 4122, appendix C
-IGNORE_FILE_LIMIT_SIGNAL = 'trap "" XFSZ; exec "$0" "$@"'
 HINT = "./setup or quickstart installs one; or set mkfs_erofs_binary to one of erofs-utils 1.8 or later"
 _VERSION = re.compile(rb"mkfs\.erofs \(?(?:erofs-utils\) )?v?([0-9]+)\.([0-9]+)")
 
@@ -106,7 +105,7 @@ def blob_uuid(diff_id: str) -> str:
 class Build:
     """One run of mkfs.erofs in the new directory `directory`: `write` the tar, then `finish`; `kill` in any case."""
 
-    def __init__(self, builder: Builder, directory: str, diff_id: str, *, limit_bytes: int) -> None:
+    def __init__(self, builder: Builder, directory: str, diff_id: str) -> None:
         import secrets
 
         self._directory = directory
@@ -118,7 +117,7 @@ class Build:
             self._tmp_fd = os.open(f"{directory}/tmp", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._fd = os.open(f"{directory}/out", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             os.fchown(self._fd, uid, uid)
-            self._program = self._start(builder, uid, diff_id, limit_bytes)
+            self._program = self._start(builder, uid, diff_id)
         except OSError as error:
             self._close()
             raise host_fault(f"prepare {directory}", error) from error
@@ -126,13 +125,11 @@ class Build:
             self._close()
             raise
 
-    def _start(self, builder: Builder, uid: int, diff_id: str, limit_bytes: int) -> FedProgram:
-        # A stream that ends too early makes 1.8.6 spin for ever, so it dies with the thread that feeds it. It tries
-        # whether its temporary file may have a hole of 2 TiB, and does without when that fails, unless a signal kills it.
-        argv = ["sh", "-c", IGNORE_FILE_LIMIT_SIGNAL, "setpriv", "--pdeathsig", "KILL", "--"]
+    def _start(self, builder: Builder, uid: int, diff_id: str) -> FedProgram:
+        # A stream that ends too early makes 1.8.6 spin for ever, so it dies with the thread that feeds it.
+        argv = ["setpriv", "--pdeathsig", "KILL", "--"]
         argv += [builder.path, "--quiet", "--tar=f", "--aufs"]
         argv += [*builder.compression, "-T0", "--mkfs-time", "-U", blob_uuid(diff_id), f"/proc/self/fd/{self._fd}"]
-        # What mkfs.erofs keeps in its temporary file is the plain content.
         sandbox = Sandbox(
             uid=uid, gid=uid, memory_bytes=MEMORY_BYTES, file_bytes=FILE_BYTES, cpu_s=CPU_S, open_files=OPEN_FILES
         )
@@ -150,7 +147,7 @@ class Build:
             raise
         finally:
             os.close(read_end)
-        return FedProgram(running, write_end, timeout_s=BUILD_TIMEOUT_S)
+        return FedProgram(running, write_end, name="mkfs.erofs", timeout_s=BUILD_TIMEOUT_S)
 
     def write(self, data: memoryview | bytes) -> None:
         """Hands the next piece of the tar on. Raises CommandFailed when mkfs.erofs has ended."""
