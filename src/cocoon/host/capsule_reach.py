@@ -50,7 +50,7 @@ def connect_capsule_socket(processes: VMProcesses, inner_path: str, *, uid: int,
         try:
             connection.settimeout(timeout_s)
             connection.connect(f"/proc/self/fd/{found}")
-            _check_peer(connection, processes, uid, inner_path)
+            _check_peer(connection, processes, uid=uid, inner_path=inner_path)
         except BaseException:
             connection.close()
             raise
@@ -96,7 +96,7 @@ def open_in_capsule(processes: VMProcesses, inner_path: str) -> int:
     return at
 
 
-def _check_peer(connection: socket.socket, processes: VMProcesses, uid: int, inner_path: str) -> None:
+def _check_peer(connection: socket.socket, processes: VMProcesses, *, uid: int, inner_path: str) -> None:
     import struct
 
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
