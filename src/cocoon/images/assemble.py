@@ -63,7 +63,7 @@ class Assembly:
             self._tell("end", digest, "exists")
         converted = self._convert(work_dir, missing) if missing else []
         failpoint("image.assemble:converted")
-        blobs.publish(self._world.store, work_dir, converted)
+        blobs.publish(self._world.store, work_dir, converted, replace=self.force)
         failpoint("image.assemble:published")
         layers = {digest: layer for digest, (layer, _) in known.items()}
         scans = {digest: scan for digest, (_, scan) in known.items()}

@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from cocoon.errors import Corrupt, InvalidState
+from cocoon.errors import InvalidState
 from cocoon.host.files import fsync_directory, host_fault, remove_tree
+from cocoon.images.bootfiles import read_index
 from cocoon.images.convert import ConvertedLayer
 from cocoon.model.image import Layer
 from cocoon.paths import Paths
@@ -36,10 +37,11 @@ def boot_dir(paths: Paths, diff_id: str) -> str:
     return f"{paths.boot}/{diff_id.removeprefix('sha256:')}"
 
 
-def publish(store: Store, work_dir: str, converted: Iterable[ConvertedLayer]) -> None:
-    """Gives the files of converted layers their names, durably. Names that are there already stay as they are.
+def publish(store: Store, work_dir: str, converted: Iterable[ConvertedLayer], *, replace: bool = False) -> None:
+    """Gives the files of converted layers their names, durably.
 
-    Raises Corrupt when another file has a blob's name, HostFault.
+    A blob that is there already stays, as it has the same content, unless `replace` says that it is not to be trusted.
+    Raises HostFault.
     """
     paths = store.paths
     converted = list(converted)
@@ -50,27 +52,34 @@ def publish(store: Store, work_dir: str, converted: Iterable[ConvertedLayer]) ->
                 os.rename(item.blob.path, claim)
         with store.write():
             for item in converted:
-                _publish_one(paths, work_dir, item)
+                _publish_blob(paths, work_dir, item, replace=replace)
+                _publish_boot_files(paths, work_dir, item)
     except OSError as error:
         raise host_fault("put an image's files in place", error) from error
     fsync_directory(paths.blobs)
     fsync_directory(paths.boot)
 
 
-def _publish_one(paths: Paths, work_dir: str, item: ConvertedLayer) -> None:
-    name = paths.blob(item.blob.sha256)
+def _publish_blob(paths: Paths, work_dir: str, item: ConvertedLayer, *, replace: bool) -> None:
+    own, name = f"{work_dir}/{item.blob.sha256}{SUFFIX}", paths.blob(item.blob.sha256)
     try:
-        os.link(f"{work_dir}/{item.blob.sha256}{SUFFIX}", name)
+        os.link(own, name)
     except FileExistsError:
-        if os.stat(name, follow_symlinks=False).st_size != item.blob.size_bytes:
-            raise Corrupt(f"{name} is there and has another size", hint=f"remove it: rm {name}") from None
+        if not replace and os.stat(name, follow_symlinks=False).st_size == item.blob.size_bytes:
+            return
+        # VMs that have the old file open keep it.
+        os.link(own, f"{own}.new")
+        os.rename(f"{own}.new", name)
+
+
+def _publish_boot_files(paths: Paths, work_dir: str, item: ConvertedLayer) -> None:
+    target = boot_dir(paths, item.source.diff_id)
+    if os.path.isdir(target):
+        if item.boot_dir and read_index(target) is not None:
+            return  # Somebody else's, of the same layer, complete.
+        os.rename(target, f"{work_dir}/boot-{os.path.basename(target)}")
     if item.boot_dir:
-        try:
-            os.rename(item.boot_dir, boot_dir(paths, item.source.diff_id))
-        except OSError:
-            # Somebody else's, complete: it appears by one rename.
-            if not os.path.isdir(boot_dir(paths, item.source.diff_id)):
-                raise
+        os.rename(item.boot_dir, target)
 
 
 def claim(store: Store, work_dir: str, layers: Iterable[Layer]) -> list[Layer]:
