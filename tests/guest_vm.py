@@ -128,10 +128,11 @@ class GuestVM:
             "-m", "512", "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(self.boot / "vmlinuz"), "-initrd", str(self.boot / "initrd"),
             "-append", render_engine_cmdline(facts, config_disk=CONFIG_SERIAL),
-            "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+            "-chardev", "stdio,id=console,signal=off",
             "-qmp", f"unix:{self.directory}/qmp,server=on,wait=off",
             "-chardev", f"socket,id=control,path={self.directory}/control,server=on,wait=off",
-            "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=control,name=cocoon.control",
+            "-device", "virtio-serial-pci", *self._console_device(),
+            "-device", "virtserialport,chardev=control,name=cocoon.control",
             "-netdev", "user,id=net,restrict=on", "-device", f"virtio-net-pci,netdev=net,mac={MAC},romfile=",
         ]  # fmt: skip
         disks = [(layer_serial(index), path, "on") for index, path in enumerate(self.layers)]
@@ -140,6 +141,11 @@ class GuestVM:
             words += ["-drive", f"file={path},if=none,id={serial},format=raw,readonly={read_only}"]
             words += ["-device", f"virtio-blk-pci,drive={serial},serial={serial}"]
         return words
+
+    def _console_device(self) -> tuple[str, ...]:
+        if self.console == "hvc0":
+            return ("-device", "virtconsole,chardev=console")
+        return ("-serial", "chardev:console")
 
     def _read(self) -> None:
         assert self._process is not None and self._process.stdout is not None

@@ -72,6 +72,22 @@ static void mount_early(void)
 		fail("cannot mount /dev: %s", strerror(errno));
 }
 
+/* The kernel opens /dev/console for us, but not one whose driver is a module that we are yet to load (hvc0): then we
+ * start without any descriptor. Called before and after. */
+static void open_console(void)
+{
+	int fd = open("/dev/console", O_RDWR | O_NOCTTY);
+
+	if (fd < 0)
+		fd = open("/dev/null", O_RDWR);
+	if (fd < 0)
+		return;
+	for (int target = 0; target < 3; target++)
+		dup2(fd, target);
+	if (fd > 2)
+		close(fd);
+}
+
 /* The value of `name=` on the kernel's command line, which is trusted: the engine wrote it. */
 static char *kernel_parameter(char *cmdline, const char *name)
 {
@@ -96,7 +112,9 @@ int main(void)
 	umask(022);
 	reboot(RB_DISABLE_CAD);
 	mount_early();
+	open_console();
 	load_modules("/modules/order");
+	open_console();
 
 	if (read_file("/proc/cmdline", cmdline, sizeof cmdline) < 0)
 		fail("cannot read /proc/cmdline: %s", strerror(errno));

@@ -227,6 +227,15 @@ def test_a_shell_without_a_command(vm):
     channel.close()
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_console_whose_driver_is_a_module(vm, fails):
+    """hvc0, Cloud Hypervisor's console: on Debian 12's kernel there is none when PID 1 starts."""
+    vm.console = "hvc0"
+    changes = {"cow": "cocoon-layer0"} if fails else {}
+    text = vm.shell("echo on $(tty); ls -l /proc/1/fd", **changes)
+    assert ("cocoon-init: cannot mount COW disk" if fails else "on /dev/hvc0") in text
+
+
 def test_the_shells_poweroff(vm):
     vm.start(vm.config("sh", "-c", "trap 'echo asked; exit' TERM; poweroff; while :; do sleep 0.1; done"))
     assert "asked" in vm.wait_end()
