@@ -39,6 +39,7 @@ static int open_terminal(void) {
 	all.slave = check(ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC), "open", "terminal");
 	check(tcgetattr(all.slave, &raw), "read", "terminal");
 	cfmakeraw(&raw);
+	raw.c_oflag = 0; /* QEMU switches OPOST on again: then there must be nothing left for it to do */
 	raw.c_oflag = 0; /* ONLCR too: QEMU sets OPOST again, and then it would count */
 	tcsetattr(all.slave, TCSANOW, &raw);
 	return master;

@@ -5,6 +5,7 @@ The phases are failpoints of the shim's test build, where a process sleeps under
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -150,7 +151,8 @@ def test_killed_at_random_moments(either: Scene, victim: str) -> None:
             for target in chosen[:1]:
                 # Only what is surely ours: a pid that was used again has another parent.
                 if process.start_ticks(pid) is not None:
-                    kill(target)
+                    with contextlib.suppress(ProcessLookupError):
+                        kill(target)
 
         striker = threading.Thread(target=strike)
         striker.start()

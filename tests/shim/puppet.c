@@ -21,6 +21,7 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/un.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -198,6 +199,13 @@ int main(int count, char **words) {
 		abort();
 	if (!strcmp(what, "stubborn"))
 		signal(SIGTERM, SIG_IGN);
+	if (!strcmp(what, "opost")) {
+		struct termios settings;
+		tcgetattr(0, &settings);
+		settings.c_oflag |= OPOST;
+		tcsetattr(0, TCSANOW, &settings);
+		printf("one\ntwo\n");
+	}
 	if (!strcmp(what, "flood"))
 		flood(atoi(words[2]), atol(words[3]));
 	if (!strcmp(what, "echo"))

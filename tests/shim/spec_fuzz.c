@@ -15,11 +15,12 @@ int main(int count, char **words) {
 	ssize_t length = read(0, good, sizeof(good));
 	long rounds = count > 2 ? atol(words[1]) : 1, parsed = 0;
 	state = (count > 2 ? strtoull(words[2], NULL, 10) : 1) | 1;
-	if (length <= 0)
+	struct spec *spec = calloc(1, sizeof(*spec));
+	if (length <= 0 || !spec)
 		return 2;
 	for (long i = 0; i < rounds; i++) {
-		struct spec *spec = calloc(1, sizeof(*spec));
 		char error[MESSAGE] = "";
+		memset(spec, 0, offsetof(struct spec, text) + sizeof(good));
 		size_t size = i % 64 ? (size_t)length : (size_t)(next() % (uint64_t)length);
 		memcpy(spec->text, good, size);
 		for (uint64_t changes = i ? next() % 8 : 0; size && changes; changes--) {
@@ -35,8 +36,8 @@ int main(int count, char **words) {
 		for (const struct bind *bind = spec->binds; fine && bind->host; bind++)
 			parsed += strlen(bind->host) + strlen(bind->inner) > SIZE_MAX / 2;
 		parsed += fine;
-		free(spec);
 	}
+	free(spec);
 	printf("%ld of %ld accepted\n", parsed, rounds);
 	return 0;
 }
