@@ -11,7 +11,7 @@ import pytest
 from cocoon.errors import Corrupt, InvalidSpec, NotFound, Unsupported
 from cocoon.guest import deb
 from cocoon.guest.kernels import KernelSource, build_kernel, find_kernel_arch
-from cocoon.guest.vmlinux import extract_vmlinux
+from cocoon.guest.vmlinux import extract_vmlinux, unpack_zboot
 from deb_examples import deb_of, tar_of
 
 ELF = b"\x7fELF" + bytes(14) + struct.pack("<H", 62) + bytes(44)
@@ -168,3 +168,18 @@ def test_what_stays_packed():
     assert extract_vmlinux(packed(good, protocol=0x207), limit_bytes=1000) is None
     for other in (b"", PVH, bytes(0x202) + b"HdrS", bzimage()):
         assert extract_vmlinux(other, limit_bytes=1000) is None
+
+
+def zboot(payload: bytes, kind: bytes = b"gzip") -> bytes:
+    header = b"MZ\0\0zimg" + struct.pack("<II", 64, len(payload)) + bytes(8) + kind
+    return header.ljust(64, b"\0") + payload + b"trailing"
+
+
+def test_an_arm_kernel_packed_for_firmware():
+    image = bytes(0x38) + b"ARM\x64" + bytes(100)
+    assert unpack_zboot(zboot(gzip.compress(image)), limit_bytes=1000) == image
+    assert unpack_zboot(image, limit_bytes=1) == image
+    with pytest.raises(Corrupt):
+        unpack_zboot(zboot(gzip.compress(image)[:-10]), limit_bytes=1000)
+    with pytest.raises(Unsupported, match="lzo"):
+        unpack_zboot(zboot(b"payload", b"lzo"), limit_bytes=1000)

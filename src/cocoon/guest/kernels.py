@@ -23,7 +23,7 @@ from cocoon.guest.initramfs import (
     render_initramfs,
     slim_module,
 )
-from cocoon.guest.vmlinux import extract_vmlinux
+from cocoon.guest.vmlinux import extract_vmlinux, unpack_zboot
 from cocoon.units import MIB, printable
 from cocoon.value import Value
 
@@ -187,6 +187,7 @@ def build_kernel(source: KernelSource, init: bytes) -> BuiltKernel:
         kernel = read_input(source.kernel, MAX_KERNEL_BYTES)
         modules = _collect_modules(_open_directory(source.modules))
         release = _find_release(kernel, source.modules)
+    kernel = unpack_zboot(kernel, limit_bytes=MAX_KERNEL_BYTES)
     arch = find_kernel_arch(kernel)
     _check_init(init, arch)
     if not _RELEASE.match(release):
