@@ -99,7 +99,7 @@ def test_what_vms_use_is_not_removed(world, tmp_path: Path) -> None:
 
     image = verbs.import_image(world, "app", str(make_oci_layout(tmp_path / "l", [Layer(LOWER)])))
     with world.store.write() as transaction:
-        vm = transaction.put_vm(make_record(1))
+        vm = transaction.put_vm(make_record(1, image_digest=image.id))
         transaction.pin(image.layers[0].blob, "vm", vm.id)
     with pytest.raises(InvalidState, match="in use by VM"):
         verbs.remove_image(world, "app")

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fixtures import Cocoon, Registry
 
 from cocoon.host.netns import inside_netns
+from fixtures import Cocoon, Registry
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -56,13 +56,12 @@ def test_run_pulls_and_boots_and_the_guest_proves_it(ready: Cocoon, registry: Re
         socket.create_connection((nic["address"], 9), timeout=10)
 
 
-def test_the_command_runs_as_the_user_that_the_image_names(
-    ready: Cocoon, busybox_image: Path, tmp_path: Path
-) -> None:
+def test_the_command_runs_as_the_user_that_the_image_names(ready: Cocoon, busybox_image: Path, tmp_path: Path) -> None:
     layout = tmp_path / "layout"
     subprocess.run(["cp", "-r", str(busybox_image), str(layout)], check=True)
     subprocess.run(
-        ["umoci", "config", "--image", f"{layout}:latest", "--config.user", "guest", "--config.env", "GREETING=hello you",
+        ["umoci", "config", "--image", f"{layout}:latest", "--config.user", "guest",
+         "--config.env", "GREETING=hello you",
          "--config.workingdir", "/made/for/it", "--config.entrypoint", "/bin/sh", "--config.cmd", "-c",
          "--config.cmd", 'id; pwd; echo "<$GREETING> <$HOME>"; echo END'],
         check=True, capture_output=True,
@@ -81,7 +80,7 @@ def test_the_command_runs_as_the_user_that_the_image_names(
 
 
 def test_what_was_written_stays_over_stop_and_start(shared_cocoon: Cocoon) -> None:
-    script = "echo round >> /count; sync; echo \"rounds=$(wc -l < /count)\"; echo END; sleep 600"
+    script = 'echo round >> /count; sync; echo "rounds=$(wc -l < /count)"; echo END; sleep 600'
     shared_cocoon.run("run", "--name", "keep", "--cpu", "1", "--memory", "256M", "busybox", "sh", "-c", script)
     shared_cocoon.wait_for_log("keep", "rounds=1")
     before = shared_cocoon.json("vm", "inspect", "keep")

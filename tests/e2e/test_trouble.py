@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from fixtures import Cocoon
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -62,7 +63,9 @@ def test_ctrl_c_in_the_middle_of_run_leaves_nothing(shared_cocoon: Cocoon, signa
 
 def test_a_vmm_that_dies_at_once_is_heard_and_everything_is_undone(shared_cocoon: Cocoon, tmp_path: Path) -> None:
     broken = tmp_path / "qemu-broken"
-    broken.write_text('#!/bin/sh\n[ "$1" = -version ] && exec qemu-system-x86_64 -version\necho "no such luck" >&2\nexit 3\n')
+    broken.write_text(
+        '#!/bin/sh\n[ "$1" = -version ] && exec qemu-system-x86_64 -version\necho "no such luck" >&2\nexit 3\n'
+    )
     broken.chmod(0o755)
     before = inventory(shared_cocoon.root)
     done = shared_cocoon.run(

@@ -76,7 +76,9 @@ def test_addresses_and_names_follow_from_the_id() -> None:
     assert mac_address("A" * 26, 0) != mac_address("A" * 26, 1)
 
 
-@pytest.mark.parametrize("subnet", ["", "10.0.0.0", "10.0.0/8", "10.0.0.0/30", "10.0.0.0/7", "256.0.0.0/8", "a.b.c.d/16"])
+@pytest.mark.parametrize(
+    "subnet", ["", "10.0.0.0", "10.0.0/8", "10.0.0.0/30", "10.0.0.0/7", "256.0.0.0/8", "a.b.c.d/16"]
+)
 def test_bad_subnets_are_refused(subnet: str) -> None:
     with pytest.raises(InvalidSpec):
         parse_subnet(subnet)

@@ -26,7 +26,9 @@ def test_sizes_are_powers_of_1024(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "1Q", "-1", "1e9", "G", "1..5G", "0x10", "1 2", "\x1b[31m1G", "9" * 40, "1\n"[:2] + "G"])
+@pytest.mark.parametrize(
+    "text", ["", "1Q", "-1", "1e9", "G", "1..5G", "0x10", "1 2", "\x1b[31m1G", "9" * 40, "1\n"[:2] + "G"]
+)
 def test_what_is_no_size_is_refused_in_words(text: str) -> None:
     with pytest.raises(InvalidSpec, match="size .* is not understood") as caught:
         parse_size(text)

@@ -1,1 +1,1 @@
-"""The verbs: one file each. They compose the rooms below and are all that the command line and users of the library call."""
+"""The verbs: one file each. They compose the rooms below and are all that the command line calls."""

@@ -17,6 +17,8 @@ from cocoon.value import Value
 
 
 class VMState(StrEnum):
+    """What a VM is meant to be; see the life cycle above."""
+
     CREATING = "creating"
     CREATED = "created"
     STARTING = "starting"

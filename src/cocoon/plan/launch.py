@@ -49,7 +49,7 @@ class LaunchVMM(Step):
         return (f"RUN={quote(self.capsule.run_dir)}", 'mkdir -p "$RUN"', _render_command(self.capsule))
 
     def apply(self, world: World) -> Value | None:
-        """Raises InvalidState when the VM still lives, HostFault or CommandFailed with the shim's or the VMM's words."""
+        """Raises InvalidState when the VM still lives, HostFault or CommandFailed with the shim's or VMM's words."""
         from cocoon.host import capsule as capsules
         from cocoon.host.locks import try_lock
 
