@@ -186,17 +186,9 @@ def _vm_users(reader: Reader, image: Image) -> list[tuple[str, str]]:
     if not image.layers:
         return []
     # A VM pins all blobs of its image, so those that pin the top one are the candidates.
-    found = []
-    for pin in reader.users(image.layers[-1].blob):
-        vm = reader.vm(pin.owner_id) if pin.owner_kind == "vm" else None
-        if vm is not None and _is_made_from(reader, vm.id, image):
-            found.append((vm.id, vm.spec.name))
-    return found
-
-
-def _is_made_from(reader: Reader, vm_id: str, image: Image) -> bool:
-    pinned = {pin.blob for pin in reader.pins("vm", vm_id)}
-    return {layer.blob for layer in image.layers} <= pinned
+    pins = [pin for pin in reader.users(image.layers[-1].blob) if pin.owner_kind == "vm"]
+    found = [vm for vm in (reader.vm(pin.owner_id) for pin in pins) if vm is not None]
+    return [(vm.id, vm.spec.name) for vm in found if vm.image_digest == image.id]
 
 
 def require_image(world: World, ref: str) -> Image | None:

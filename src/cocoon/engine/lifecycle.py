@@ -56,7 +56,7 @@ def locked_vm(world: World, vm: VMRecord) -> Iterator[VMRecord]:
         yield reconcile_vm(world, now)
 
 
-def plan_start_steps(vm: VMRecord, paths: VMPaths, backend: Hypervisor, facts: HostFacts) -> tuple[Step, ...]:
+def plan_start_steps(vm: VMRecord, paths: VMPaths, *, backend: Hypervisor, facts: HostFacts) -> tuple[Step, ...]:
     """From a prepared VM to a running VMM: network, cgroup, capsule."""
     steps: list[Step] = []
     if vm.nics:
@@ -86,7 +86,7 @@ def start_vm(world: World, vm: VMRecord) -> VMRecord:
         backend = discovery.load(now.hypervisor)
         # Only `run --foreground` stays; a later start is one like any other.
         now = now.replace(spec=now.spec.replace(foreground=False))
-        steps = plan_start_steps(now, world.paths.vm(now.id), backend, facts)
+        steps = plan_start_steps(now, world.paths.vm(now.id), backend=backend, facts=facts)
         plan = Plan(
             kind="vm.start",
             vm_id=now.id,

@@ -137,7 +137,7 @@ def draw_creation(transaction: Transaction, prepared: Prepared, world: World, *,
     vm = draw_record(prepared.request, allotment, backend=prepared.backend, facts=prepared.facts, paths=paths)
     steps = plan_disk_steps(vm, paths, draw_config(prepared, allotment))
     if start:
-        steps = (*steps, *plan_start_steps(vm, paths.vm(vm.id), prepared.backend, prepared.facts))
+        steps = (*steps, *plan_start_steps(vm, paths.vm(vm.id), backend=prepared.backend, facts=prepared.facts))
     on_success = (MarkRunning(vm_id=vm.id) if start else SetVMState(vm_id=vm.id, state=VMState.CREATED),)
     plan = Plan(
         kind="vm.run" if start else "vm.create",

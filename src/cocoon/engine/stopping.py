@@ -86,7 +86,7 @@ class WaitForEnd(Step):
 
 
 class EndVMM(Step):
-    """Ends what is left: SIGTERM to the supervisor, which hands it to the VMM, then SIGKILL; the alive lock is free then."""
+    """Ends what is left: SIGTERM to the supervisor, which hands it on, then SIGKILL; then the alive lock is free."""
 
     step: ClassVar[str] = "end"
     vm_id: str
