@@ -300,17 +300,18 @@ def test_memory_of_pid_1(vm):
 
 
 def test_user_space_within_four_seconds_under_emulation(vm):
-    """From the exec of QEMU to the command's first line. On a machine that others use too, processor time is what can
-    be held to a limit; on an idle one it is the same as the time that passes."""
+    """From the exec of QEMU to the command's first line. What other tests do at the same time slows both the clock and
+    the processor: then only the processor's time is held to a limit, and to a wider one."""
     seen = []
     for _ in range(5):
+        idle = os.getloadavg()[0] < 1
         vm.start(vm.config("echo", "HELLO"), watch="HELLO")
         vm.wait_end()
-        seen.append((round(vm.first_output_cpu_s, 2), round(vm.first_output_s, 2)))
-        if seen[-1][0] < 4.0:
+        seen.append((idle, round(vm.first_output_cpu_s, 2), round(vm.first_output_s, 2)))
+        if (seen[-1][2] if idle else seen[-1][1]) < 4.0:
             break
-    print(f"first user-space line: (processor time, time passed) {seen}")
-    assert min(cpu for cpu, _ in seen) < 4.0
+    print(f"first user-space line: (idle, processor time, time passed) {seen}")
+    assert any(passed < 4.0 if idle else cpu < 6.0 for idle, cpu, passed in seen), seen
 
 
 def test_a_guest_that_does_not_listen_yet_is_noticed(vm):
