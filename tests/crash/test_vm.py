@@ -53,7 +53,8 @@ def engine(shared_cocoon: Cocoon) -> Cocoon:
 
 
 def states(cocoon: Cocoon) -> list[str]:
-    """The states of all VMs, after whatever the command repairs first."""
+    """The states of all VMs, after whatever the next command repairs (`vm list` alone only reads, if nothing is amiss)."""
+    cocoon.run("image", "list")
     vms = cocoon.json("vm", "list")
     cocoon.ids |= {vm["id"] for vm in vms}
     return [vm["state"] for vm in vms]
