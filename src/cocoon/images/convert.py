@@ -30,7 +30,7 @@ class ConvertedLayer(Value):
 
 
 class Verifier:
-    """Counts and hashes a layer's bytes as they pass. `finish` raises Corrupt when they are not what was announced."""
+    """Counts and hashes a layer's bytes as they pass."""
 
     def __init__(self, layer: SourceLayer) -> None:
         from hashlib import sha256
@@ -52,13 +52,16 @@ class Verifier:
         self._diff_id.update(data)
 
     def finish(self) -> None:
-        """All bytes have passed."""
+        """All bytes of the source have passed. Raises Corrupt when they are not what was announced."""
         if self.taken < self._layer.size_bytes:
             size = self._layer.size_bytes
             raise Corrupt(f"{self.what} ends after {self.taken} of the {size} bytes that the manifest says")
         found = f"sha256:{self._digest.hexdigest()}"
         if found != self._layer.digest:
             raise Corrupt(f"{self.what} has digest {found[:19]}: it was damaged or replaced on its way")
+
+    def finish_plain(self) -> None:
+        """All bytes of the tar have passed. Raises Corrupt when it is another one than the image is made of."""
         found = f"sha256:{self._diff_id.hexdigest()}"
         if found != self._layer.diff_id:
             raise Corrupt(f"{self.what} unpacks to {found[:19]}, but the image says {self._layer.diff_id[:19]}")
@@ -97,9 +100,10 @@ def convert_layer(
             verifier.take(chunk)
             pass_on(decompressor.feed(chunk))
             on_progress(verifier.taken)
+        verifier.finish()  # First: a layer that was cut off on its way is to be called that.
         pass_on(decompressor.finish())
         tar.finish()
-        verifier.finish()
+        verifier.finish_plain()
         if not tar.ended:
             build.write(END_MARKER[: len(END_MARKER) - tar.zero_blocks * BLOCK])
         scan = boot.finish()
