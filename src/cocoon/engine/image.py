@@ -96,6 +96,9 @@ def _make(world: World, source: ImageSource, name: str, *, progress: Progress | 
 
 def list_images(world: World) -> list[ImageRow]:
     """Every image, by name. A blob that images of several ids use counts as shared in each."""
+    from cocoon.images.steps import sweep_work
+
+    sweep_work(world)
     with world.store.read() as reader:
         images = reader.images()
     users: dict[str, set[str]] = {}

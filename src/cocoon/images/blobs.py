@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable
 
 from cocoon.errors import InvalidState
-from cocoon.host.files import fsync_directory, host_fault, remove_tree
+from cocoon.host.files import fsync_directory, host_fault, make_directory, remove_tree
 from cocoon.images.bootfiles import read_index
 from cocoon.images.convert import ConvertedLayer
 from cocoon.model.image import Layer
@@ -130,15 +130,22 @@ def withdraw(store: Store, work_dir: str) -> None:
 
 def collect(store: Store, blobs: Iterable[str], *, own_work_dir: str = "") -> None:
     """Removes the files of those blobs that no row and no operation names, and boot files without a layer."""
+    import secrets
+
     paths = store.paths
-    with store.write() as transaction:
-        known = transaction.blobs()
-        for blob in blobs:
-            if blob not in known and not _is_claimed(paths, blob, own_work_dir):
-                _unlink(paths.blob(blob))
-        orphans = _boot_orphans(transaction, paths)
-    for path in orphans:
-        remove_tree(path)
+    # Large files take their time to go. A directory in work/ that is no operation's is swept by whoever sees it.
+    trash = f"{paths.work}/trash-{secrets.token_hex(8)}"
+    make_directory(trash)
+    try:
+        with store.write() as transaction:
+            known = transaction.blobs()
+            for blob in blobs:
+                if blob not in known and not _is_claimed(paths, blob, own_work_dir):
+                    _move(paths.blob(blob), trash)
+            for path in _boot_orphans(transaction, paths, own_operation=os.path.basename(own_work_dir)):
+                _move(path, trash)
+    finally:
+        remove_tree(trash)
 
 
 def forget_unused_layers(transaction: Transaction, layers: Iterable[Layer]) -> list[str]:
@@ -156,17 +163,17 @@ def _is_claimed(paths: Paths, blob: str, own_work_dir: str) -> bool:
     return any(path != own_work_dir and os.path.exists(f"{path}/{blob}{SUFFIX}") for path in work_dirs)
 
 
-def _boot_orphans(reader: Reader, paths: Paths) -> list[str]:
-    """Moves boot files whose layer has no row out of the way, to be removed at leisure; nothing while others work."""
-    if any(operation.kind.startswith("image.") for operation in reader.operations()):
-        return []  # One of them may have put them there a moment ago.
+def _boot_orphans(reader: Reader, paths: Paths, *, own_operation: str) -> list[str]:
+    """Boot files whose layer has no row; none while others are at work, who may have put them there a moment ago."""
+    if any(o.kind.startswith("image.") and o.id != own_operation for o in reader.operations()):
+        return []
     known = {layer.diff_id.removeprefix("sha256:") for layer in reader.layers()}
     return [f"{paths.boot}/{name}" for name in os.listdir(paths.boot) if name not in known]
 
 
-def _unlink(path: str) -> None:
+def _move(path: str, into: str) -> None:
     try:
-        os.unlink(path)
+        os.rename(path, f"{into}/{os.path.basename(path)}")
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -100,6 +100,12 @@ class BootScanner:
             write_index(self._directory, scan)
         return scan
 
+    def close(self) -> None:
+        """Lets go of a file that is not finished; does nothing otherwise."""
+        if self._file is not None:
+            self._file.abandon()
+            self._file = None
+
     def _hide(self, path: str) -> None:
         if path in ("", BOOT) or _NAME.fullmatch(path.removeprefix(f"{BOOT}/")):
             self._hidden[path] = None
@@ -147,6 +153,9 @@ class _Kept:
     def close(self) -> None:
         os.fchmod(self._fd, 0o444)
         os.fsync(self._fd)
+        os.close(self._fd)
+
+    def abandon(self) -> None:
         os.close(self._fd)
 
 

@@ -83,8 +83,8 @@ def convert_layer(
     verifier = Verifier(layer)
     decompressor = Decompressor(verifier.what, plain_limit(layer.size_bytes))
     build = Build(builder, directory, layer.diff_id)
+    boot = BootScanner(f"{directory}/boot")
     try:
-        boot = BootScanner(f"{directory}/boot")
         tar = TarScanner(boot.look, verifier.what)
         # A layer without an entry for the root would get one that everybody can write to; a later one overrides this.
         build.write(directory_block("./", ROOT_MODE))
@@ -109,5 +109,6 @@ def convert_layer(
         scan = boot.finish()
         blob = build.finish(f"{directory}/blob")
     finally:
+        boot.close()
         build.kill()
     return ConvertedLayer(source=layer, blob=blob, scan=scan, boot_dir="" if scan.is_empty else f"{directory}/boot")

@@ -1,0 +1,199 @@
+"""Death and interruption at every point of making an image, several makers at once, and a disk that is full."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cocoon.engine import image as verbs
+from cocoon.plan.recover import recover
+from image_scene import NOTHING, FakeImage, Layer, inventory, lying_registry, make_oci_layout, make_tar, make_world
+
+BASE = Layer(make_tar([("./", b""), ("a", b"a" * 100_000)]))
+BOOT = Layer(make_tar([("boot/vmlinuz-1", b"K" * 5000), ("boot/initrd.img-1", b"I" * 5000)]))
+BEFORE_COMMIT = [
+    "image.make:begin", "image.make:0-directory.before", "image.make:0-directory.after",
+    "image.make:1-assemble.before", "image.assemble:converted", "image.assemble:published",
+    "image.make:1-assemble.after", "image.make:commit",
+]  # fmt: skip
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    return make_oci_layout(tmp_path / "layout", [BASE, BOOT])
+
+
+def open_again(cocoon):
+    """What the next command does first."""
+    world = make_world(cocoon.root)
+    recover(world)
+    verbs.list_images(world)
+    return world
+
+
+@pytest.mark.parametrize("point", ["image.make:lock", *BEFORE_COMMIT])
+@pytest.mark.parametrize("action", ["kill", "error"])
+def test_nothing_is_left(cocoon, layout: Path, point: str, action: str) -> None:
+    done = cocoon.run(
+        "image", "import", "app", str(layout), check=False, environment={"COCOON_FAILPOINT": f"{point}:{action}"}
+    )
+    assert done.returncode == (-signal.SIGKILL if action == "kill" else 1), done.stderr
+    world = open_again(cocoon)
+    assert inventory(world) == NOTHING
+    assert len(verbs.import_image(world, "app", str(layout)).layers) == 2
+
+
+def test_death_after_the_commit_leaves_the_image(cocoon, layout: Path) -> None:
+    environment = {"COCOON_FAILPOINT": "image.make:end:kill"}
+    cocoon.run("image", "import", "app", str(layout), check=False, environment=environment)
+    world = open_again(cocoon)
+    found = inventory(world)
+    assert found["images"] == ["app"] and found["work/"] == found["operations/"] == found["operations"] == []
+    verbs.remove_image(world, "app")
+    assert inventory(world) == NOTHING
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_the_middle_of_a_layer(cocoon, number: signal.Signals) -> None:
+    with lying_registry() as registry:
+        image = FakeImage([BASE, BOOT])
+        begun, stop = threading.Event(), threading.Event()
+
+        def half(handler) -> None:
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(BASE.data)))
+            handler.end_headers()
+            handler.wfile.write(BASE.data[: len(BASE.data) // 2])
+            handler.wfile.flush()
+            begun.set()
+            stop.wait(30)
+
+        image.blobs[BASE.digest] = half
+        process = cocoon.start("image", "pull", registry.add("x", image))
+        try:
+            assert begun.wait(20)
+            time.sleep(0.3)
+            sent = time.monotonic()
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=20)
+        finally:
+            stop.set()
+            process.kill()
+        assert process.returncode == 130 and "interrupted" in errors
+        assert time.monotonic() - sent < 5
+    assert inventory(make_world(cocoon.root)) == NOTHING
+    assert not _builders(cocoon.root)
+
+
+def test_kill_in_the_middle_of_a_layer(cocoon) -> None:
+    with lying_registry() as registry:
+        image = FakeImage([BASE, BOOT])
+        begun, stop = threading.Event(), threading.Event()
+
+        def half(handler) -> None:
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(BASE.data)))
+            handler.end_headers()
+            handler.wfile.write(BASE.data[: len(BASE.data) // 2])
+            handler.wfile.flush()
+            begun.set()
+            stop.wait(30)
+
+        image.blobs[BASE.digest] = half
+        process = cocoon.start("image", "pull", registry.add("x", image))
+        assert begun.wait(20)
+        time.sleep(0.3)
+        process.kill()
+        process.communicate()
+        stop.set()
+    # Without its feeder mkfs.erofs would spin for ever on the half of a layer.
+    deadline = time.monotonic() + 5
+    while _builders(cocoon.root) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _builders(cocoon.root)
+    assert inventory(open_again(cocoon)) == NOTHING
+
+
+def _builders(root: Path) -> list[str]:
+    """Processes that have a file below `root` open as what they write to."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        except OSError:
+            continue
+        found += [pid for link in links if link.startswith(f"{root}/work")][:1]
+    return found
+
+
+def test_four_pulls_at_once(cocoon, registry, layout: Path) -> None:
+    reference = registry.push(layout, "team/race:1")
+    processes = [cocoon.start("image", "pull", reference) for _ in range(4)]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    world = open_again(cocoon)
+    found = inventory(world)
+    assert found["images"] == [reference] and len(found["blobs/"]) == 2 and found["work/"] == []
+    image = verbs.find_image(world, reference)
+    assert image.boot_files is not None and Path(image.boot_files.kernel_path).is_file()
+
+
+def test_pulls_and_removals_in_turns(cocoon, layout: Path) -> None:
+    """Whoever wins, every row has its file and no file is without a row in the end."""
+    world = make_world(cocoon.root)
+    problems: list[BaseException] = []
+
+    def work(number: int) -> None:
+        own = make_world(cocoon.root)
+        for turn in range(6):
+            try:
+                image = verbs.import_image(own, f"app{number}", str(layout))
+                assert all(os.path.isfile(own.paths.blob(layer.blob)) for layer in image.layers)
+                if (turn + number) % 2:
+                    verbs.remove_image(own, f"app{number}")
+            except BaseException as error:
+                problems.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
+    for image in verbs.list_images(world):
+        for layer in image.image.layers:
+            assert os.path.isfile(world.paths.blob(layer.blob))
+        assert image.image.boot_files is not None and os.path.isfile(image.image.boot_files.initrd_path)
+        verbs.remove_image(world, image.image.name)
+    assert inventory(world) == NOTHING
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A file system of 24 MiB, a layer that cannot be squeezed into it; the store is as before."""
+    root = tmp_path / "small"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(root)], check=True)
+    world = make_world(root)
+    try:
+        small = make_oci_layout(tmp_path / "small-image", [Layer(make_tar([("f", os.urandom(1 << 19))]), "none")])
+        large = make_oci_layout(tmp_path / "large-image", [Layer(make_tar([("f", os.urandom(12 << 20))]), "none")])
+        with pytest.MonkeyPatch.context() as patch:
+            with pytest.raises(Exception, match="has .* free; the image needs about"):
+                verbs.import_image(world, "large", str(large))
+            patch.setattr("cocoon.images.assemble.SPACE_MARGIN_BYTES", 0)
+            patch.setattr("cocoon.images.assemble.SPACE_FACTOR", 0)
+            verbs.import_image(world, "small", str(small))
+            before = inventory(world)
+            with pytest.raises(Exception, match=r"disk is full|No space left"):
+                verbs.import_image(world, "large", str(large))
+            assert inventory(world) == before
+    finally:
+        world.store.close()
+        subprocess.run(["umount", str(root)], check=True)
