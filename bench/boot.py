@@ -106,6 +106,7 @@ def measure(rounds: int) -> dict[str, float]:
     engine, bare, private = [], [], []
     with tempfile.TemporaryDirectory(prefix="cocoon-bench-") as base:
         cocoon = fixtures.Cocoon(Path(base) / "cocoon")
+        cocoon.environment["PYTHONPATH"] = str(PROJECT / "src")
         try:
             cocoon.run("kernel", "add", "--name", "debian", str(fixtures.fetch_kernel_deb()))
             cocoon.run("image", "import", "busybox", str(fixtures.build_guest("busybox")))

@@ -92,6 +92,7 @@ def _make_group(hierarchy: str, name: str) -> None:
             _make_one(parent)
             _delegate(hierarchy)
             _delegate(parent)
+            _weigh(parent)
             _make_one(f"{parent}/{name}")
             return
         except FileNotFoundError:
@@ -123,6 +124,14 @@ def _delegate(group: str) -> None:
     if os.path.exists(control):
         for controller in CONTROLLERS:
             _write(control, f"+{controller}")
+
+
+def _weigh(parent: str) -> None:
+    """All VMs together weigh as one busy process for each processor of the host; by default it would be one in all."""
+    weight = 100 * (os.cpu_count() or 1)
+    for file, value in (("cpu.weight", min(10000, weight)), ("cpu.shares", int(weight * V1_SHARES_PER_WEIGHT))):
+        if os.path.exists(f"{parent}/{file}"):
+            _write(f"{parent}/{file}", str(value))
 
 
 def _write(path: str, text: str) -> OSError | None:
