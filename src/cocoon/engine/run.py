@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cocoon.engine.draw import Allotment, Request, draw_boot_config, draw_record
 from cocoon.engine.lifecycle import plan_start_steps
 from cocoon.engine.spec import check_spec, derive_name, make_id
-from cocoon.errors import AlreadyExists, InvalidSpec, NotFound
+from cocoon.errors import AlreadyExists, InvalidSpec, InvalidState, NotFound
 from cocoon.host.facts import gather_facts
 from cocoon.hypervisors import discovery
 from cocoon.model.vm import DiskRole, VMRecord, VMSpec, VMState
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cocoon.model.kernel import Kernel
     from cocoon.plan.step import Step
     from cocoon.plan.world import World
+    from cocoon.store.reader import Reader
     from cocoon.store.store import Transaction
 
 
@@ -107,6 +108,7 @@ def _make(world: World, prepared: Prepared, *, start: bool) -> VMRecord:
     request = prepared.request
 
     def draw(transaction: Transaction) -> Plan:
+        check_still_there(transaction, request)
         vm, plan = draw_creation(transaction, prepared, world, start=start)
         transaction.put_vm(vm)
         for digest in pinned_digests(request):
@@ -118,6 +120,15 @@ def _make(world: World, prepared: Prepared, *, start: bool) -> VMRecord:
         vm = reader.vm(request.vm_id)
     assert vm is not None, "the commit that ended the plan wrote this row"
     return vm
+
+
+def check_still_there(reader: Reader, request: Request) -> None:
+    """Raises InvalidState when the image or kernel was removed since it was looked up; from the pins on it cannot be."""
+    blobs = reader.blobs()
+    if any(layer.blob not in blobs for layer in request.image.layers):
+        raise InvalidState(f"image {request.image.name} was removed meanwhile", hint="pull or import it again")
+    if request.kernel is not None and all(kernel.id != request.kernel.id for kernel in reader.kernels()):
+        raise InvalidState(f"kernel {request.kernel.name} was removed meanwhile", hint="cocoon kernel list")
 
 
 def pinned_digests(request: Request) -> tuple[str, ...]:
