@@ -123,7 +123,7 @@ def _make(world: World, prepared: Prepared, *, start: bool) -> VMRecord:
 
 
 def check_still_there(reader: Reader, request: Request) -> None:
-    """Raises InvalidState when the image or kernel was removed since it was looked up; from the pins on it cannot be."""
+    """Raises InvalidState when the image or kernel was removed since it was looked up; once pinned it cannot be."""
     blobs = reader.blobs()
     if any(layer.blob not in blobs for layer in request.image.layers):
         raise InvalidState(f"image {request.image.name} was removed meanwhile", hint="pull or import it again")
