@@ -65,7 +65,8 @@ def build_guest(folder: str) -> Path:
 def fetch_kernel_deb() -> Path:
     """A Debian cloud kernel package of this machine's architecture."""
     fetch = PROJECT / "setup" / "fetch-debian"
-    directory = build_once("kernel", [fetch, fetch.with_name("packages.sh")], ["bash", "-c", '"$0" "$1" kernel', str(fetch)])
+    inputs = [fetch, fetch.with_name("packages.sh")]
+    directory = build_once("kernel", inputs, ["bash", "-c", '"$0" "$1" kernel', str(fetch)])
     return next(directory.glob("linux-image-*.deb"))
 
 

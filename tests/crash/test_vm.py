@@ -53,7 +53,7 @@ def engine(shared_cocoon: Cocoon) -> Cocoon:
 
 
 def states(cocoon: Cocoon) -> list[str]:
-    """The states of all VMs, after whatever the next command repairs (`vm list` alone only reads, if nothing is amiss)."""
+    """The states of all VMs, after what the next command repairs (`vm list` only reads when nothing is amiss)."""
     cocoon.run("image", "list")
     vms = cocoon.json("vm", "list")
     cocoon.ids |= {vm["id"] for vm in vms}
