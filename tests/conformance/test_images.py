@@ -242,6 +242,7 @@ def test_a_moved_tag_is_followed(world, registry, tmp_path: Path) -> None:
     second = verbs.pull_image(world, reference)
     assert first.id != second.id and verbs.find_image(world, reference).id == second.id
     assert len(verbs.list_images(world)) == 1
+    assert len(inventory(world)["blobs/"]) == len(inventory(world)["layers"]) == 1
 
 
 def test_platforms(world, registry, tmp_path: Path) -> None:

@@ -88,10 +88,24 @@ def _make(world: World, source: ImageSource, name: str, *, progress: Progress | 
     )
     image_world = ImageWorld(world, source, progress)
     image_world.assembly.force = force
+    with world.store.read() as reader:
+        previous = reader.image_by_name(name)
     image = execute(image_world, lambda _: plan, operation_id=operation_id)["assemble"]
     remove_tree(work_dir)
+    if previous is not None:
+        _free_layers(world, previous)
     assert isinstance(image, Image)
     return image
+
+
+def _free_layers(world: World, image: Image) -> None:
+    """Removes those layers of the image that nothing needs any more."""
+    from cocoon.images import blobs
+
+    with world.store.write() as transaction:
+        unused = blobs.forget_unused_layers(transaction, image.layers)
+    if unused:
+        blobs.collect(world.store, unused)
 
 
 def list_images(world: World) -> list[ImageRow]:
@@ -154,7 +168,6 @@ def remove_image(world: World, ref: str, *, force: bool = False) -> Image:
     An image that VMs were made from is refused; with `force` only its name goes, and its files with the last VM.
     Raises NotFound, Ambiguous, InvalidState.
     """
-    from cocoon.images import blobs
     from cocoon.images.steps import sweep_work
 
     sweep_work(world)
@@ -163,9 +176,7 @@ def remove_image(world: World, ref: str, *, force: bool = False) -> Image:
         if not force:
             _check_unused(transaction, image)
         transaction.delete_image(image.name)
-        unused = blobs.forget_unused_layers(transaction, image.layers)
-    if unused:
-        blobs.collect(world.store, unused)
+    _free_layers(world, image)
     return image
 
 

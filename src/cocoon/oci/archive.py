@@ -62,7 +62,7 @@ def open_archive(
         what = "the archive on stdin" if path == "-" else f"archive {printable(path, 400)}"
         start = os.pread(fd, 512, 0)
         if start.startswith((GZIP, ZSTD)):
-            fd = stack.enter_context(spool(_unpacked(fd, what), spool_dir, MAX_ARCHIVE_BYTES, what))
+            fd = stack.enter_context(spool(_unpacked(fd, what), spool_dir, limit_bytes=MAX_ARCHIVE_BYTES, what=what))
             start = os.pread(fd, 512, 0)
         for magic, kind in OTHER_FORMATS.items():
             if start.startswith(magic):
@@ -75,7 +75,7 @@ def open_archive(
 @contextmanager
 def _open_file(path: str, spool_dir: str) -> Iterator[int]:
     if path == "-":
-        with spool(_read_fd(0), spool_dir, MAX_ARCHIVE_BYTES, "the archive on stdin") as fd:
+        with spool(_read_fd(0), spool_dir, limit_bytes=MAX_ARCHIVE_BYTES, what="the archive on stdin") as fd:
             yield fd
         return
     try:

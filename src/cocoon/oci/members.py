@@ -172,7 +172,7 @@ def _unreadable(what: str, name: str, error: OSError) -> Corrupt | HostFault:
 
 
 @contextmanager
-def spool(chunks: Iterator[bytes], directory: str, limit_bytes: int, what: str) -> Iterator[int]:
+def spool(chunks: Iterator[bytes], directory: str, *, limit_bytes: int, what: str) -> Iterator[int]:
     """A descriptor of a file without a name in `directory` with all of `chunks`; it goes with its last descriptor.
 
     Raises Corrupt when they are more than `limit_bytes`, HostFault.

@@ -27,7 +27,9 @@ ACCEPT = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
 MAX_ERROR_BYTES = 64 * KIB
 MAX_TOKEN_BYTES = 1 * MIB
 MAX_HEADER_BYTES = 8 * KIB
-_CHALLENGE = re.compile(r'(?:^|,)\s*(Basic|Bearer)\s+((?:[a-z_]+\s*=\s*(?:"[^"]*"|[^",\s]+)\s*,?\s*)*)', re.IGNORECASE)
+_CHALLENGE = re.compile(
+    r'(?:^|(?<=[,\s]))(Basic|Bearer)\s+((?:[a-z_]+\s*=\s*(?:"[^"]*"|[^",\s]+)\s*,?\s*)*)', re.IGNORECASE
+)
 _PARAMETER = re.compile(r'([a-z_]+)\s*=\s*(?:"([^"]*)"|([^",\s]+))', re.IGNORECASE)
 _LOOPBACK = re.compile(r"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]+)?\Z")
 
