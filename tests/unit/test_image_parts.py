@@ -205,8 +205,8 @@ def test_versions_in_order() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=3000), st.sampled_from(["gzip", "zstd", "none"]), st.integers(1, 700))
 def test_decompression_in_pieces(data: bytes, how: str, step: int) -> None:
-    if how == "none" and data[:4] in (b"\x1f\x8b", b"BZh"):
-        return
+    if how == "none" and data.startswith((b"\x1f\x8b", b"BZh", b"PK", b"\xfd7z", b"\x28\xb5")):
+        return  # It is taken for what it looks like.
     packed = compress(data, how)
     decompressor = Decompressor("x", 10_000)
     found = b"".join(
