@@ -75,7 +75,8 @@ def plan_start_steps(vm: VMRecord, paths: VMPaths, *, backend: Hypervisor, facts
 def start_vm(world: World, vm: VMRecord) -> VMRecord:
     """Starts a VM that is CREATED, STOPPED or in ERROR; one that runs already is left alone.
 
-    Raises InvalidState in any other state, and what the VMM says when it cannot start; the VM is then in ERROR.
+    Raises InvalidState in any other state, HostFault when the host has too little memory now, and what the VMM says
+    when it cannot start; the VM is then in ERROR.
     """
     with locked_vm(world, vm) as now:
         if now.state is VMState.RUNNING:
@@ -83,6 +84,7 @@ def start_vm(world: World, vm: VMRecord) -> VMRecord:
         if now.state not in STARTABLE:
             raise InvalidState(f"VM {now.spec.name} is {now.state} and cannot be started")
         facts = gather_facts(world.config)
+        discovery.check_host(now.spec, facts)
         backend = discovery.load(now.hypervisor)
         # Only `run --foreground` stays; a later start is one like any other.
         now = now.replace(spec=now.spec.replace(foreground=False))
