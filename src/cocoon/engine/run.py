@@ -89,7 +89,7 @@ def find_kernel(world: World, spec: VMSpec, image: Image) -> Kernel | None:
     if kernel is None:
         raise NotFound(
             f"image {image.name} brings no kernel and the engine has none",
-            hint="add one: cocoon kernel add NAME --deb linux-image-....deb",
+            hint="add one: cocoon kernel add --name NAME FILE.deb",
         )
     return kernel
 
