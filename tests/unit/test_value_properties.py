@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import tempfile
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
@@ -131,6 +133,18 @@ def test_bytes_of_files_survive_their_step(data):
     step = WriteFile.from_bytes("/x", data)
     assert step.data() == data
     assert from_plain(WriteFile, to_plain(step)).data() == data
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.binary(max_size=100), st.integers(0, 4096))
+def test_the_printed_file_is_the_written_one_without_a_screen_of_zeros(data, zeros):
+    data += bytes(zeros)
+    with tempfile.TemporaryDirectory() as place:
+        filling = WriteFile.from_bytes(f"{place}/x", data).describe()[:-1]
+        subprocess.run(["/bin/sh", "-ec", "\n".join(filling)], check=True, timeout=10)
+        with open(f"{place}/x", "rb") as file:
+            assert file.read() == data
+    assert len("".join(filling)) < 700
 
 
 def test_values_are_frozen_and_strict():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from cocoon.host import cgroup, files
 from cocoon.plan.step import Step
-from cocoon.units import GIB, MIB
+from cocoon.units import MIB
 from cocoon.value import Value
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 MKFS_TIMEOUT_S = 120.0
 # Lazy: only superblock and first groups are written now, so that a disk of any size takes a moment and few blocks.
 MKFS = ("mkfs.ext4", "-F", "-q", "-m0", "-E", "lazy_itable_init=1,lazy_journal_init=1,discard")
-# Beside the guest's memory: the VMM itself, its page tables, and QEMU's translated code (1 GiB under emulation).
-VMM_MEMORY_BYTES = 3 * GIB // 2
+# Beside the guest's memory and a sixteenth of it: the VMM itself and QEMU's translated code (128 MiB under emulation,
+# see hypervisors/qemu/launch.py), with as much again for the page cache of its disks to turn over in.
+VMM_MEMORY_BYTES = 512 * MIB
 VMM_TASKS = 512
 
 
@@ -115,10 +116,16 @@ class WriteFile(Step):
         return a2b_base64(self.content) if self.base64 else self.content.encode()
 
     def describe(self) -> tuple[str, ...]:
-        """By printf, through base64 where it is not text."""
+        """By printf, through base64 where it is not text; the zeros at the end of a disk by truncate."""
+        from binascii import b2a_base64
+
         path = _quote(self.path)
-        filling = f"printf %s {_quote(self.content)} {'| base64 -d ' if self.base64 else ''}> {path}"
-        return (filling, f"chown {self.uid}:{self.uid} {path} && chmod {self.mode:04o} {path}")
+        owning = f"chown {self.uid}:{self.uid} {path} && chmod {self.mode:04o} {path}"
+        if not self.base64:
+            return (f"printf %s {_quote(self.content)} > {path}", owning)
+        data = self.data()
+        code = b2a_base64(data.rstrip(b"\0"), newline=False).decode("ascii")
+        return (f"printf %s {_quote(code)} | base64 -d > {path}", f"truncate -s {len(data)} {path}", owning)
 
     def apply(self, world: World) -> Value | None:
         """Raises HostFault."""
