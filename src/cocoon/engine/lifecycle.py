@@ -1,7 +1,8 @@
 """start, stop and remove: the plans of a VM that exists.
 
 Each holds the VM's lock from before it looks at the state until its last commit, so that of two commands on one VM one
-works and the other says so.
+works and the other says so. What holds no VM lock (run and create, whose VM nobody knew before, and the recovery of a
+dead command) is found by its operation when the plan is recorded.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from cocoon.engine.reconcile import is_running, reconcile_vm
 from cocoon.engine.stopping import END_GRACE_S, AskGuest, EndVMM, WaitForEnd
-from cocoon.errors import InvalidState
+from cocoon.errors import CocoonError, Interrupted, InvalidState
 from cocoon.host.facts import gather_facts
-from cocoon.host.locks import try_lock
+from cocoon.host.files import make_directory, remove_tree
+from cocoon.host.locks import is_locked, try_lock
 from cocoon.hypervisors import discovery
 from cocoon.model.vm import VMRecord, VMState
 from cocoon.network.steps import MakeNetns, MakeTap, RemoveNetns
@@ -43,14 +45,16 @@ def locked_vm(world: World, vm: VMRecord) -> Iterator[VMRecord]:
     Raises InvalidState when another command holds the lock, or the VM has gone meanwhile.
     """
     paths = world.paths.vm(vm.id)
-    # After a reboot the run directory may be a new tmpfs.
-    os.makedirs(paths.run_dir, mode=0o700, exist_ok=True)
+    missing = not os.path.isdir(paths.run_dir)
+    make_directory(paths.run_dir)  # After a reboot it may be on a new tmpfs.
     lock = try_lock(paths.vm_lock)
     if lock is None:
-        raise InvalidState(f"another command is at work on VM {vm.spec.name}", hint="wait for it, then try again")
+        raise _busy(vm)
     with lock:
         with world.store.read() as reader:
             now = reader.vm(vm.id)
+        if missing and (now is None or now.state is VMState.REMOVING):
+            remove_tree(paths.run_dir)  # Whoever removes the VM has passed here already, and does not come back.
         if now is None:
             raise InvalidState(f"VM {vm.spec.name} was removed meanwhile")
         yield reconcile_vm(world, now)
@@ -97,7 +101,7 @@ def start_vm(world: World, vm: VMRecord) -> VMRecord:
             on_success=(MarkRunning(vm_id=now.id),),
             on_undo=(SetVMState(vm_id=now.id, state=VMState.ERROR, exit_reason="the last start failed"),),
         )
-        execute(world, _begin(now, VMState.STARTING, plan))
+        execute(world, _begin(world, now, state=VMState.STARTING, plan=plan))
         return _read_again(world, now)
 
 
@@ -118,7 +122,7 @@ def stop_vm(world: World, vm: VMRecord, *, force: bool, timeout_s: float) -> VMR
             # It still runs, or `reconcile` finds out how it ended.
             on_undo=(SetVMState(vm_id=now.id, state=VMState.RUNNING),),
         )
-        execute(world, _begin(now, VMState.STOPPING, plan))
+        execute(world, _begin(world, now, state=VMState.STOPPING, plan=plan))
         return _read_again(world, now)
 
 
@@ -142,7 +146,7 @@ def remove_vm(world: World, vm: VMRecord, *, force: bool) -> None:
             on_success=(DeleteVM(vm_id=now.id),),
             on_undo=(SetVMState(vm_id=now.id, state=VMState.ERROR, exit_reason="the last removal failed"),),
         )
-        execute(world, _begin(now, VMState.REMOVING, plan))
+        execute(world, _begin(world, now, state=VMState.REMOVING, plan=plan))
 
 
 def sweep(world: World) -> list[str]:
@@ -157,6 +161,11 @@ def sweep(world: World) -> list[str]:
             remove_vm(world, vm, force=False)
         except InvalidState:
             continue  # Another command is at work on it, or was faster.
+        except Interrupted:
+            raise
+        except CocoonError as error:  # It is in state ERROR now, and no reason to fail whatever else was asked for.
+            world.report(f"could not remove {vm.spec.name}, which has ended: {error.message}")
+            continue
         removed.append(vm.spec.name)
     return removed
 
@@ -173,14 +182,27 @@ def plan_end_steps(vm: VMRecord, *, timeout_s: float) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _begin(vm: VMRecord, state: VMState, plan: Plan) -> Callable[[Transaction], Plan]:
-    """Marks the VM as being worked on, in the transaction that records the plan."""
+def _begin(world: World, vm: VMRecord, *, state: VMState, plan: Plan) -> Callable[[Transaction], Plan]:
+    """Marks the VM as being worked on, in the transaction that records the plan.
+
+    There it raises InvalidState when somebody else is at work on the VM, or was since `vm` was read.
+    """
 
     def draw(transaction: Transaction) -> Plan:
+        others = [operation.id for operation in transaction.operations() if operation.vm_id == vm.id]
+        if any(is_locked(world.paths.operation_lock(operation_id)) for operation_id in others):
+            raise _busy(vm)
+        now = transaction.vm(vm.id)
+        if now is None or now.revision != vm.revision:
+            raise InvalidState(f"VM {vm.spec.name} was changed or removed meanwhile", hint="cocoon vm list")
         transaction.put_vm(vm.replace(state=state))
         return plan
 
     return draw
+
+
+def _busy(vm: VMRecord) -> InvalidState:
+    return InvalidState(f"another command is at work on VM {vm.spec.name}", hint="wait for it, then try again")
 
 
 def _read_again(world: World, vm: VMRecord) -> VMRecord:
