@@ -109,6 +109,8 @@ def test_tls_with_an_authority_of_ones_own(world, tmp_path: Path, monkeypatch: p
         with pytest.raises(APIFailed, match="certificate of .* is not trusted") as caught:
             verbs.pull_image(world, reference)
         assert "certs.d" in caught.value.hint
+        careless = make_world(tmp_path / "careless", insecure_registries=f"other:1, {registry.host}")
+        verbs.pull_image(careless, reference)
         trusted = tmp_path / "certs.d" / registry.host
         trusted.mkdir(parents=True)
         (trusted / "ca.crt").write_bytes(certificate.read_bytes())

@@ -6,6 +6,7 @@ commit at the end makes the image, its layers and its pins.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -68,12 +69,12 @@ def import_image(world: World, name: str, path: str, *, reference: str = "", pro
 
 def _make(world: World, source: ImageSource, name: str, *, progress: Progress | None, force: bool = False) -> Image:
     from cocoon.host.files import remove_tree
-    from cocoon.images.steps import AssembleImage, ImageWorld, PutImage, sweep_work
+    from cocoon.images.steps import AssembleImage, ImageWorld, PutImage
     from cocoon.plan.execute import execute, make_operation_id
     from cocoon.plan.plan import Plan
     from cocoon.plan.steps import MakeDirectory
 
-    sweep_work(world)
+    sweep(world)
     operation_id = make_operation_id()
     work_dir = world.paths.operation_work(operation_id)
     plan = Plan(
@@ -98,6 +99,14 @@ def _make(world: World, source: ImageSource, name: str, *, progress: Progress | 
     return image
 
 
+def sweep(world: World) -> None:
+    """Removes what a command left that died just after its last commit. Costs a look into an empty directory."""
+    if os.listdir(world.paths.work):
+        from cocoon.images.steps import sweep_work
+
+        sweep_work(world)
+
+
 def _free_layers(world: World, image: Image) -> None:
     """Removes those layers of the image that nothing needs any more."""
     from cocoon.images import blobs
@@ -110,9 +119,7 @@ def _free_layers(world: World, image: Image) -> None:
 
 def list_images(world: World) -> list[ImageRow]:
     """Every image, by name. A blob that images of several ids use counts as shared in each."""
-    from cocoon.images.steps import sweep_work
-
-    sweep_work(world)
+    sweep(world)
     with world.store.read() as reader:
         images = reader.images()
     users: dict[str, set[str]] = {}
@@ -168,9 +175,7 @@ def remove_image(world: World, ref: str, *, force: bool = False) -> Image:
     An image that VMs were made from is refused; with `force` only its name goes, and its files with the last VM.
     Raises NotFound, Ambiguous, InvalidState.
     """
-    from cocoon.images.steps import sweep_work
-
-    sweep_work(world)
+    sweep(world)
     with world.store.write() as transaction:
         image = find_image_in(transaction, ref)
         if not force:

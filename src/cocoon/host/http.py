@@ -46,11 +46,17 @@ def _go_on() -> None:
 
 
 class Client:
-    """Makes requests. `stop` is called often, in the requesting thread, and raises to end it. Safe for threads."""
+    """Makes requests. `stop` is called often, in the requesting thread, and raises to end it. Safe for threads.
 
-    def __init__(self, limits: HTTPLimits | None = None, stop: Callable[[], None] = _go_on) -> None:
+    The certificate of `unverified` (a host with its port, unless that is 443) is not looked at.
+    """
+
+    def __init__(
+        self, limits: HTTPLimits | None = None, stop: Callable[[], None] = _go_on, *, unverified: str = ""
+    ) -> None:
         self._limits = limits or HTTPLimits()
         self._stop = stop
+        self._unverified = unverified
         self._contexts: dict[str, ssl.SSLContext] = {}
 
     def get(self, url: str, headers: Mapping[str, str], *, secret: Mapping[str, str] | None = None) -> Response:
@@ -136,6 +142,8 @@ class Client:
             for directory in CERTIFICATE_DIRS:
                 for file in _certificates(f"{directory}/{name}"):
                     context.load_verify_locations(cafile=file)
+            if name == self._unverified:
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             self._contexts[name] = context
         return self._contexts[name]
 

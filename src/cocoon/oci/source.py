@@ -29,7 +29,7 @@ class RegistrySource:
         self.limits = HTTPLimits()
         self.stop: Callable[[], None] = lambda: None
         insecure = {host.strip() for host in config.insecure_registries.replace(",", " ").split()}
-        self._plain_http = is_loopback(reference.api_host) or bool({reference.api_host, reference.registry} & insecure)
+        self._insecure = bool({reference.api_host, reference.registry} & insecure)
         self._registry: Registry | None = None
 
     def resolve(self) -> SourceImage:
@@ -60,10 +60,10 @@ class RegistrySource:
 
     def _open(self) -> Registry:
         if self._registry is None:
-            client = Client(self.limits, stop=lambda: self.stop())
-            self._registry = Registry(
-                self._reference, client, credentials=self._credentials, plain_http=self._plain_http
-            )
+            host = self._reference.api_host
+            client = Client(self.limits, stop=lambda: self.stop(), unverified=host if self._insecure else "")
+            plain_http = self._insecure or is_loopback(host)
+            self._registry = Registry(self._reference, client, credentials=self._credentials, plain_http=plain_http)
         return self._registry
 
     def _credentials(self) -> Credentials | None:
