@@ -95,8 +95,8 @@ def _remove(engine: Engine, vm: VMRecord) -> None:
         return
     try:
         engine.remove_vm(vm.id, force=True)
-    except NotFound:
-        pass  # Another command has removed it already.
+    except (NotFound, InvalidState):
+        pass  # Another command has removed it already, or is about to.
 
 
 def _show_log(engine: Engine, vm: VMRecord) -> None:
