@@ -30,8 +30,9 @@ def _links() -> list[str]:
 
 
 def _mounts() -> list[str]:
+    # /run/netns itself is mounted with the first named namespace on a machine, by whoever makes it, and stays.
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return [f"mount {line.split()[4]}" for line in lines]
+    return [f"mount {point}" for point in (line.split()[4] for line in lines) if point != "/run/netns"]
 
 
 def _cgroups() -> list[str]:
