@@ -1,14 +1,14 @@
 """Every path that the engine owns, as a function of the configuration. Nothing here touches the disk.
 
-    root_dir/  state.db state.lock store-id     the store
-               blobs/                           <sha256>.erofs, root's, 0444
-               kernels/<id>/                    vmlinuz, initrd, modules of the engine's own kernels
-               boot/<layer sha256>/             vmlinuz, initrd.img found in an image
-               vms/<id>/                        vm.json (mirror), cow.raw, config.img, exit.json
-               work/<operation id>/             whatever is not finished yet
-               operations/<id>.lock             held while the owner of an operation lives
-    run_dir/   vms/<id>/                        vm.lock alive.lock console.sock shim.sock
-    log_dir/   vms/<id>/                        console.log console.log.1 vmm.log vmm.log.1
+root_dir/  state.db state.lock store-id     the store
+           blobs/                           <sha256>.erofs, root's, 0444
+           kernels/<id>/                    vmlinuz, initrd, modules of the engine's own kernels
+           boot/<layer sha256>/             vmlinuz, initrd.img found in an image
+           vms/<id>/                        vm.json (mirror), cow.raw, config.img, exit.json
+           work/<operation id>/             whatever is not finished yet
+           operations/<id>.lock             held while the owner of an operation lives
+run_dir/   vms/<id>/                        vm.lock alive.lock console.sock shim.sock
+log_dir/   vms/<id>/                        console.log console.log.1 vmm.log vmm.log.1
 """
 
 from __future__ import annotations
