@@ -67,7 +67,8 @@ libexec_of() { # libexec_of TREE: where the engine looks for its own programs fi
 }
 
 ensure_erofs() { # ensure_erofs PREFIX LIBEXEC: the distribution's mkfs.erofs if new enough, else Debian 13's in PREFIX
-    if mkfs.erofs --help 2>&1 | grep -q -- --tar; then
+    # Not grep -q: a program that is cut off while it writes would count as failed.
+    if mkfs.erofs --help 2>&1 | grep -- --tar >/dev/null; then
         rm -f "$2"/*.erofs
         return 0
     fi
