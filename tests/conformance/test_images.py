@@ -94,6 +94,16 @@ def test_names_ids_and_removal(world, registry, tmp_path: Path) -> None:
     assert inventory(world) == NOTHING
 
 
+def test_an_id_with_several_names(world, tmp_path: Path) -> None:
+    layout = make_oci_layout(tmp_path / "l", [Layer(LOWER)])
+    image = verbs.import_image(world, "one", str(layout))
+    verbs.import_image(world, "two", str(layout))
+    with pytest.raises(Ambiguous, match="one, two"):
+        verbs.remove_image(world, image.id[7:19])
+    verbs.remove_image(world, image.id[7:19], force=True)
+    assert inventory(world) == NOTHING
+
+
 def test_what_vms_use_is_not_removed(world, tmp_path: Path) -> None:
     from store_examples import make_record
 

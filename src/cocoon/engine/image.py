@@ -10,7 +10,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from cocoon.errors import CocoonError, InvalidState, NotFound
+from cocoon.errors import Ambiguous, CocoonError, InvalidState, NotFound
 from cocoon.model.image import Image
 from cocoon.units import printable
 from cocoon.value import Value, to_plain
@@ -172,17 +172,32 @@ def inspect_image(world: World, ref: str) -> dict[str, object]:
 def remove_image(world: World, ref: str, *, force: bool = False) -> Image:
     """Takes the image's name away, and with the last one the image and the files that nothing else uses.
 
-    An image that VMs were made from is refused; with `force` only its name goes, and its files with the last VM.
-    Raises NotFound, Ambiguous, InvalidState.
+    An image that VMs were made from is refused; with `force` its names go, and its files stay as long as those VMs.
+    An id that has several names needs `force`, which takes all of them. Raises NotFound, Ambiguous, InvalidState.
     """
     sweep(world)
     with world.store.write() as transaction:
         image = find_image_in(transaction, ref)
+        names = [image.name]
+        if _is_id_of(image, ref):
+            names = [other.name for other in transaction.images() if other.id == image.id]
+            if len(names) > 1 and not force:
+                shown = ", ".join(printable(name)[1:-1] for name in names[:5])
+                raise Ambiguous(
+                    f"image {printable(ref)} has several names: {shown}", hint="give one, or --force for all"
+                )
         if not force:
             _check_unused(transaction, image)
-        transaction.delete_image(image.name)
+        for name in names:
+            transaction.delete_image(name)
     _free_layers(world, image)
     return image
+
+
+def _is_id_of(image: Image, ref: str) -> bool:
+    """Whether `ref` found the image by its id, not by a name."""
+    wanted = ref.lower().removeprefix("sha256:")
+    return ref != image.name and image.id.removeprefix("sha256:").startswith(wanted)
 
 
 def _check_unused(transaction: Transaction, image: Image) -> None:

@@ -83,6 +83,8 @@ class FedProgram:
         try:
             self._running.communicate(timeout_s=timeout_s)
         except CocoonError as error:
+            # The first word is whoever started it (setpriv); the program itself is to be named.
+            error.message = f"{self._name} {error.message.partition(' ')[2]}"
             self._error = error
 
     def _close(self) -> None:
