@@ -231,5 +231,6 @@ sys.exit(status)"""
     time.sleep(delay)
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=30)
-    assert child.returncode in (130, 0)
+    # While the interpreter goes down nobody can catch it any more; to a shell a death by SIGINT is 130, too.
+    assert child.returncode in (130, 0, -signal.SIGINT)
     assert "Traceback" not in errors
