@@ -10,18 +10,33 @@ import signal
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 import pytest
 
 import executor_scene
 from cocoon.errors import HostFault
 from cocoon.host.locks import is_locked
+from cocoon.model.operation import Operation
+from cocoon.model.vm import VMState
 from cocoon.plan.execute import execute
+from cocoon.plan.plan import Plan, plan_to_plain
 from cocoon.plan.recover import recover
+from cocoon.plan.rows import SetVMState
+from cocoon.plan.step import Step
 from executor_scene import draw_create, draw_remove, inventory, make_world, vm_of
 
 SCENE = executor_scene.__file__
 HERE = os.path.dirname(SCENE)
+
+
+class Trip(Step):
+    """Fails as no step should."""
+
+    step: ClassVar[str] = "trip"
+
+    def apply(self, world):
+        raise OverflowError("timeout is too large")
 
 
 def scene(base, action, failpoint="", **more):
@@ -225,3 +240,21 @@ def test_a_plan_of_another_version_is_left_alone_and_said(tmp_path):
     assert not is_locked(world.paths.operation_lock(operation.id))
     assert recover(world) == ["vm.create of a dead command was undone"]
     assert not os.path.exists(world.paths.vm(vm_of(tmp_path)).disk_dir)
+
+
+def test_a_step_with_a_mistake_in_it_does_not_keep_every_command_from_its_work(tmp_path):
+    world = make_world(str(tmp_path))
+    execute(world, draw_create(world))
+    vm = vm_of(tmp_path)
+    failed = SetVMState(vm_id=vm, state=VMState.ERROR)
+    plan = Plan(kind="vm.stop", vm_id=vm, steps=(Trip(),), recovery="finish", on_undo=(failed,))
+    plain = plan_to_plain(plan)
+    operation = Operation(id="cd" * 8, kind=plan.kind, vm_id=vm, recovery="finish", plan=plain, started_at=1.0)
+    with world.store.write() as transaction:
+        transaction.begin_operation(operation)
+    said = "vm.stop of a dead command could not be finished: OverflowError: timeout is too large"
+    assert recover(world) == [said]
+    assert recover(world) == []
+    with world.store.read() as reader:
+        assert reader.find_vm(vm).state is VMState.ERROR
+    execute(world, draw_remove(world))

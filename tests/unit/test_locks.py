@@ -110,6 +110,12 @@ def test_a_process_is_itself_and_no_other(sleeper, monkeypatch):
     assert not process.is_alive(ref) and process.boot_id() == "after-a-reboot"
 
 
+def test_a_wait_of_months_fits_the_system_call(sleeper):
+    ref = process.process_ref(sleeper.pid)
+    threading.Timer(0.2, sleeper.kill).start()
+    assert process.wait_gone(ref, 100 * 86_400.0)
+
+
 def test_terminate_asks_first(sleeper):
     ref = process.process_ref(sleeper.pid)
     process.terminate(ref, 5)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BOOT_ID_FILE = "/proc/sys/kernel/random/boot_id"
 KILL_TIMEOUT_S = 10.0  # After SIGKILL: longer only for a process stuck in the kernel.
+SLICE_S = 3600.0  # poll(2) takes milliseconds in an int, which 25 days overflow.
 
 
 def boot_id() -> str:
@@ -111,4 +112,8 @@ def _send(fd: int, number: int) -> bool:
 def _ended(fd: int, timeout_s: float) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
+    while timeout_s > SLICE_S:
+        if poll.poll(SLICE_S * 1000):
+            return True
+        timeout_s -= SLICE_S
     return bool(poll.poll(timeout_s * 1000))

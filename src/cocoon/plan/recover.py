@@ -81,6 +81,9 @@ def _finish(work: Undertaking, gate: Gate) -> str:
     except CocoonError as error:
         work.take_back()
         return f"{kind} of a dead command could not be finished: {error.message}"
+    except Exception as error:  # noqa: BLE001 - raised, a plan that trips over itself would keep every command from its work
+        work.take_back()
+        return f"{kind} of a dead command could not be finished: {type(error).__name__}: {error}"
     except KeyboardInterrupt:
         work.leave()
         raise Interrupted(f"{kind} of a dead command is not finished yet; the next command goes on with it") from None
