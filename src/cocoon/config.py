@@ -12,12 +12,15 @@ from typing import Any
 
 from cocoon.errors import InvalidSpec
 from cocoon.paths import Paths
-from cocoon.units import printable
+from cocoon.units import parse_subnet, printable
 from cocoon.value import Value
 
 ENVIRONMENT_PREFIX = "COCOON_"
 # Variables with our prefix that are not settings.
 RESERVED_VARIABLES = ("COCOON_FAILPOINT", "COCOON_CONFIG")
+# Where uids of VMs begin: with those of mkfs.erofs below it and a million of VMs above it none is root's or an
+# account's, and all fit a signed integer (host/link.py).
+UID_LOWEST, UID_HIGHEST = 200_000, 2_145_000_000
 RESERVED_PREFIXES = ("COCOON_TEST_", "COCOON_CHECK_")
 
 
@@ -109,6 +112,12 @@ def _checked(config: Config) -> Config:
             raise InvalidSpec(f"setting {key} must be an absolute path, not {printable(path)}")
     if config.stop_timeout_s <= 0:
         raise InvalidSpec(f"setting stop_timeout_s must be greater than 0, not {config.stop_timeout_s}")
+    if not UID_LOWEST <= config.uid_base <= UID_HIGHEST:
+        raise InvalidSpec(f"setting uid_base must be {UID_LOWEST} to {UID_HIGHEST}, not {config.uid_base}")
+    try:
+        parse_subnet(config.subnet)
+    except InvalidSpec as error:
+        raise InvalidSpec(f"setting subnet: {error.message}", hint=error.hint) from error
     return config.replace(
         root_dir=os.path.normpath(config.root_dir),
         run_dir=os.path.normpath(config.run_dir) if config.run_dir else "",

@@ -1,4 +1,4 @@
-"""Sizes, durations and names: parsed once at the edge, rendered for people."""
+"""Sizes, durations, names and IPv4 subnets: parsed once at the edge, rendered for people."""
 
 from __future__ import annotations
 
@@ -51,6 +51,22 @@ def parse_name(text: str, what: str) -> str:
             hint="use 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit",
         )
     return text
+
+
+def parse_subnet(text: str) -> tuple[int, int]:
+    """Network address as an integer and prefix length of `a.b.c.d/n`; n is 8 to 29. Raises InvalidSpec."""
+    address, _, prefix = text.partition("/")
+    parts = address.split(".")
+    good = len(parts) == 4 and all(part.isdecimal() and int(part) < 256 for part in parts)
+    if not (good and prefix.isdecimal() and 8 <= int(prefix) <= 29):
+        raise InvalidSpec(f"subnet {printable(text)} is not understood", hint="write it like 10.88.0.0/16")
+    number = int.from_bytes(bytes(int(part) for part in parts), "big")
+    return number & ~((1 << (32 - int(prefix))) - 1), int(prefix)
+
+
+def render_address(number: int) -> str:
+    """`a.b.c.d` of a 32-bit integer."""
+    return ".".join(str(byte) for byte in number.to_bytes(4, "big"))
 
 
 def render_size(size_bytes: int) -> str:

@@ -7,8 +7,8 @@ import pytest
 from cocoon.engine.spec import ID_ALPHABET, check_spec, derive_name, make_id
 from cocoon.errors import InvalidSpec
 from cocoon.model.vm import VMSpec
-from cocoon.network.addressing import gateway_address, mac_address, make_nic, parse_subnet, tap_name
-from cocoon.units import MIB
+from cocoon.network.addressing import gateway_address, mac_address, make_nic, tap_name
+from cocoon.units import MIB, parse_subnet
 
 SPEC = VMSpec(
     name="web", image="debian:13", cpus=2, memory_bytes=512 * MIB, storage_bytes=1024 * MIB, nics=1, hypervisor="auto",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-from cocoon.errors import InvalidSpec
 from cocoon.model.vm import NIC
-from cocoon.units import printable
+from cocoon.units import parse_subnet, render_address
 
 DEFAULT_NETWORK = "default"
 
@@ -25,22 +24,6 @@ def mac_address(vm_id: str, index: int) -> str:
     """A locally administered unicast address that is the same for the life of the VM."""
     digest = hashlib.sha256(f"{vm_id}/{index}".encode()).digest()
     return ":".join(f"{byte:02x}" for byte in bytes([(digest[0] & 0xFC) | 0x02]) + digest[1:6])
-
-
-def parse_subnet(text: str) -> tuple[int, int]:
-    """Network address as an integer and prefix length of `a.b.c.d/n`; n is 8 to 29. Raises InvalidSpec."""
-    address, _, prefix = text.partition("/")
-    parts = address.split(".")
-    good = len(parts) == 4 and all(part.isdecimal() and int(part) < 256 for part in parts)
-    if not (good and prefix.isdecimal() and 8 <= int(prefix) <= 29):
-        raise InvalidSpec(f"subnet {printable(text)} is not understood", hint="write it like 10.88.0.0/16")
-    number = int.from_bytes(bytes(int(part) for part in parts), "big")
-    return number & ~((1 << (32 - int(prefix))) - 1), int(prefix)
-
-
-def render_address(number: int) -> str:
-    """`a.b.c.d` of a 32-bit integer."""
-    return ".".join(str(byte) for byte in number.to_bytes(4, "big"))
 
 
 def gateway_address(subnet: str) -> str:

@@ -12,7 +12,7 @@ from cocoon.model.operation import Operation
 from cocoon.model.vm import VMRecord
 from cocoon.store.codec import encode
 from cocoon.store.reader import DEFAULT_KERNEL_KEY, Reader
-from cocoon.units import printable
+from cocoon.units import parse_subnet, printable, render_address
 
 UID_SPAN = 1_000_000  # Uids go round in this many, so that a freed one is not used again soon.
 UID_KEY = "uid.next"
@@ -77,18 +77,17 @@ class Transaction(Reader):
         """The first free host address of `subnet` (`a.b.c.d/n`) after the gateway's, reserved for NIC `nic` of the VM.
 
         Asked again for the same NIC it gives the same one. The VM must be put in this transaction.
-        Raises InvalidState when the subnet is exhausted.
+        Raises InvalidState when the subnet is exhausted, InvalidSpec when it is none.
         """
         rows = self._rows(
             "SELECT address FROM nic WHERE vm_id = ? AND position = ? AND network = ?", vm_id, nic, network
         )
         if rows and rows[0][0]:
             return str(rows[0][0])
-        text, _, prefix = subnet.partition("/")
-        low = _number(text) & ~((1 << (32 - int(prefix))) - 1)
+        low, prefix = parse_subnet(subnet)
         taken = {str(r[0]) for r in self._rows("SELECT address FROM nic WHERE network = ?", network)}
-        for number in range(low + 2, low + (1 << (32 - int(prefix))) - 1):
-            address = ".".join(str(byte) for byte in number.to_bytes(4, "big"))
+        for number in range(low + 2, low + (1 << (32 - prefix)) - 1):
+            address = render_address(number)
             if address not in taken:
                 query = "INSERT OR REPLACE INTO nic (vm_id, position, network, address) VALUES (?, ?, ?, ?)"
                 self._execute(query, vm_id, nic, network, address)
@@ -262,7 +261,3 @@ def _taken(record: VMRecord, text: str) -> AlreadyExists:
         hint = f"choose another --name, or remove that one: cocoon vm rm {record.spec.name}"
         return AlreadyExists(f"VM name {name} is taken", hint=hint)
     return AlreadyExists(f"VM {name} claims what another VM has: {text}", hint="try again")
-
-
-def _number(address: str) -> int:
-    return int.from_bytes(bytes(int(part) for part in address.split(".")), "big")
