@@ -9,6 +9,7 @@ Opening is cheap and happens at the first use. Every verb first finishes or undo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,14 @@ class Engine:
         return self._world
 
     def _sweep(self, world: World) -> None:
-        """Removes VMs with `--rm` that have ended; the verbs are loaded only when there may be such ones."""
+        """Removes work directories without an operation, and VMs with `--rm` that have ended.
+
+        The verbs are loaded only when there may be such ones.
+        """
+        if os.listdir(world.paths.work):
+            from cocoon.engine import image
+
+            image.sweep(world)
         with world.store.read() as reader:
             candidates = reader.vms_to_remove()
         if not candidates:

@@ -100,7 +100,7 @@ def _make(world: World, source: ImageSource, name: str, *, progress: Progress | 
 
 
 def sweep(world: World) -> None:
-    """Removes what a command left that died just after its last commit. Costs a look into an empty directory."""
+    """Removes what a command left that died just after its last commit."""
     if os.listdir(world.paths.work):
         from cocoon.images.steps import sweep_work
 
