@@ -135,7 +135,6 @@ def collect(store: Store, blobs: Iterable[str], *, own_work_dir: str = "") -> No
     paths = store.paths
     # Large files take their time to go. A directory in work/ that is no operation's is swept by whoever sees it.
     trash = f"{paths.work}/trash-{secrets.token_hex(8)}"
-    make_directory(trash)
     try:
         with store.write() as transaction:
             known = transaction.blobs()
@@ -172,9 +171,12 @@ def _boot_orphans(reader: Reader, paths: Paths, *, own_operation: str) -> list[s
 
 
 def _move(path: str, into: str) -> None:
-    try:
-        os.rename(path, f"{into}/{os.path.basename(path)}")
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise host_fault(f"remove {path}", error) from error
+    """Absent is fine. Raises HostFault."""
+    while os.path.lexists(path):
+        make_directory(into)  # Each time: somebody's sweep may have taken it away.
+        try:
+            os.rename(path, f"{into}/{os.path.basename(path)}")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise host_fault(f"remove {path}", error) from error
