@@ -12,11 +12,12 @@ from cocoon.config import Config
 from cocoon.engine import lifecycle
 from cocoon.errors import HostFault, InvalidState
 from cocoon.host.locks import lock
+from cocoon.images import blobs
 from cocoon.model.operation import Operation
-from cocoon.model.vm import VMRecord, VMState
+from cocoon.model.vm import Disk, DiskRole, VMRecord, VMState
 from cocoon.plan.plan import Plan, plan_to_plain
 from cocoon.plan.world import World
-from store_examples import make_record, make_store, running
+from store_examples import make_image, make_layer, make_record, make_store, running
 
 
 @pytest.fixture
@@ -96,3 +97,36 @@ def test_a_vm_that_cannot_be_swept_stops_nobody(world: World, monkeypatch: pytes
     monkeypatch.setattr(lifecycle, "remove_vm", fail)
     assert lifecycle.sweep(world) == ["vm-2"]
     assert said == ["could not remove vm-1, which has ended: something is mounted there"]
+
+
+def test_the_last_vm_of_an_image_that_was_removed_takes_its_files_along(world: World) -> None:
+    mine, shared = make_layer(1), make_layer(2)
+    disks = tuple(
+        Disk(path=world.paths.blob(layer.blob), role=DiskRole.LAYER, serial="x", read_only=True)
+        for layer in (mine, shared)
+    )
+    vms = [make_record(number, state=VMState.STOPPED, disks=disks) for number in (1, 2)]
+    with world.store.write() as transaction:
+        transaction.put_image(make_image(1, "app", mine, shared))
+        transaction.put_image(make_image(2, "other", shared))
+        for vm in vms:
+            transaction.put_vm(vm)
+            for layer in (mine, shared):
+                transaction.pin(layer.blob, "vm", vm.id)
+        transaction.delete_image("app")
+    for layer in (mine, shared):
+        Path(world.paths.blob(layer.blob)).touch()
+    files = Path(world.paths.blobs)
+    lifecycle.remove_vm(world, vms[0].replace(revision=1), force=False)
+    assert len(list(files.iterdir())) == 2
+    lifecycle.remove_vm(world, vms[1].replace(revision=1), force=False)
+    assert [path.name for path in files.iterdir()] == [f"{shared.blob}.erofs"]
+    assert os.listdir(world.paths.work) == []
+
+
+def test_trash_that_was_swept_away_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "blob").touch()
+    blobs._move(f"{tmp_path}/blob", f"{tmp_path}/trash")
+    assert os.listdir(tmp_path / "trash") == ["blob"]
+    blobs._move(f"{tmp_path}/blob", f"{tmp_path}/other")
+    assert os.listdir(tmp_path) == ["trash"]
