@@ -26,9 +26,10 @@ class Ended(Value):
 
 
 class AskGuest(Step):
-    """Asks the guest to shut itself down, over the control channel and by the backend's own means.
+    """Asks the guest to shut itself down: over the control channel where our init serves it, else by the power button.
 
-    A guest that does not listen is no failure: what follows in the plan ends it anyway.
+    `channel` is false for an image with an init and kernel of its own. A guest that does not listen is no failure: what
+    follows in the plan ends it anyway.
     """
 
     step: ClassVar[str] = "ask-guest"
@@ -36,18 +37,22 @@ class AskGuest(Step):
     uid: int
     processes: VMProcesses
     hypervisor: str
+    channel: bool
 
     def describe(self) -> tuple[str, ...]:
-        return (f"# ask the guest of VM {self.vm_id} to shut down: `shutdown` on its control channel",)
+        way = "`shutdown` on its control channel" if self.channel else "the power button"
+        return (f"# ask the guest of VM {self.vm_id} to shut down: {way}",)
 
     def apply(self, world: World) -> Value | None:
         from cocoon.guest.channel import ask_shutdown
 
-        try:
-            ask_shutdown(self.processes, self.uid, timeout_s=ASK_TIMEOUT_S)
-        except CocoonError as error:
-            world.report(f"the guest does not answer on its control channel ({error.message}): power button")
-            self._press_power_button(world)
+        if self.channel:
+            try:
+                ask_shutdown(self.processes, self.uid, timeout_s=ASK_TIMEOUT_S)
+                return None
+            except CocoonError as error:
+                world.report(f"{error.message}; trying the power button")
+        self._press_power_button(world)
         return None
 
     def undo(self, world: World) -> None:
