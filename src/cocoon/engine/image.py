@@ -69,6 +69,7 @@ def import_image(world: World, name: str, path: str, *, reference: str = "", pro
 
 def _make(world: World, source: ImageSource, name: str, *, progress: Progress | None, force: bool = False) -> Image:
     from cocoon.host.files import remove_tree
+    from cocoon.images import blobs
     from cocoon.images.steps import AssembleImage, ImageWorld, PutImage
     from cocoon.plan.execute import execute, make_operation_id
     from cocoon.plan.plan import Plan
@@ -94,7 +95,7 @@ def _make(world: World, source: ImageSource, name: str, *, progress: Progress | 
     image = execute(image_world, lambda _: plan, operation_id=operation_id)["assemble"]
     remove_tree(work_dir)
     if previous is not None:
-        _free_layers(world, previous)
+        blobs.free_layers(world.store, previous.layers)
     assert isinstance(image, Image)
     return image
 
@@ -105,16 +106,6 @@ def sweep(world: World) -> None:
         from cocoon.images.steps import sweep_work
 
         sweep_work(world)
-
-
-def _free_layers(world: World, image: Image) -> None:
-    """Removes those layers of the image that nothing needs any more."""
-    from cocoon.images import blobs
-
-    with world.store.write() as transaction:
-        unused = blobs.forget_unused_layers(transaction, image.layers)
-    if unused:
-        blobs.collect(world.store, unused)
 
 
 def list_images(world: World) -> list[ImageRow]:
@@ -175,6 +166,8 @@ def remove_image(world: World, ref: str, *, force: bool = False) -> Image:
     An image that VMs were made from is refused; with `force` its names go, and its files stay as long as those VMs.
     An id that has several names needs `force`, which takes all of them. Raises NotFound, Ambiguous, InvalidState.
     """
+    from cocoon.images import blobs
+
     sweep(world)
     with world.store.write() as transaction:
         image = find_image_in(transaction, ref)
@@ -190,7 +183,7 @@ def remove_image(world: World, ref: str, *, force: bool = False) -> Image:
             _check_unused(transaction, image)
         for name in names:
             transaction.delete_image(name)
-    _free_layers(world, image)
+    blobs.free_layers(world.store, image.layers)
     return image
 
 

@@ -19,7 +19,7 @@ from cocoon.host.facts import gather_facts
 from cocoon.host.files import make_directory, remove_tree
 from cocoon.host.locks import is_locked, try_lock
 from cocoon.hypervisors import discovery
-from cocoon.model.vm import DiskRole, VMRecord, VMState
+from cocoon.model.vm import DirectBoot, DiskRole, VMRecord, VMState
 from cocoon.network.steps import MakeNetns, MakeTap, RemoveNetns
 from cocoon.plan.execute import execute
 from cocoon.plan.launch import LaunchVMM
@@ -155,13 +155,10 @@ def _free_layers(world: World, vm: VMRecord) -> None:
     paths = {disk.path for disk in vm.disks if disk.role is DiskRole.LAYER}
     with world.store.read() as reader:
         layers = [layer for layer in reader.layers() if world.paths.blob(layer.blob) in paths]
-        if all(reader.users(layer.blob) for layer in layers):
-            return
-    from cocoon.images import blobs
+    if layers:
+        from cocoon.images import blobs
 
-    with world.store.write() as transaction:
-        unused = blobs.forget_unused_layers(transaction, layers)
-    blobs.collect(world.store, unused)
+        blobs.free_layers(world.store, layers)
 
 
 def sweep(world: World) -> list[str]:
