@@ -21,7 +21,6 @@ from cocoon.model.image import Layer
 from cocoon.paths import Paths
 from cocoon.store.reader import Reader
 from cocoon.store.store import Store
-from cocoon.store.transaction import Transaction
 
 SUFFIX = ".erofs"
 
@@ -147,14 +146,17 @@ def collect(store: Store, blobs: Iterable[str], *, own_work_dir: str = "") -> No
         remove_tree(trash)
 
 
-def forget_unused_layers(transaction: Transaction, layers: Iterable[Layer]) -> list[str]:
-    """Removes the rows of layers whose blobs nobody pins any more; returns those blobs, for `collect`."""
-    unused = []
-    for layer in layers:
-        if not transaction.users(layer.blob):
-            transaction.forget_blob(layer.blob)
-            unused.append(layer.blob)
-    return unused
+def free_layers(store: Store, layers: Iterable[Layer]) -> None:
+    """Removes rows and files of those layers whose blobs nobody pins any more. Raises HostFault."""
+    blobs = {layer.blob for layer in layers}
+    with store.read() as reader:
+        if all(reader.users(blob) for blob in blobs):
+            return
+    with store.write() as transaction:
+        unused = [blob for blob in blobs if not transaction.users(blob)]
+        for blob in unused:
+            transaction.forget_blob(blob)
+    collect(store, unused)
 
 
 def _is_claimed(paths: Paths, blob: str, own_work_dir: str) -> bool:
