@@ -17,6 +17,7 @@ from cocoon.model.operation import Operation
 from cocoon.model.vm import Disk, DiskRole, VMRecord, VMState
 from cocoon.plan.plan import Plan, plan_to_plain
 from cocoon.plan.world import World
+from qemu_examples import make_facts
 from store_examples import make_image, make_layer, make_record, make_store, running
 
 
@@ -122,6 +123,19 @@ def test_the_last_vm_of_an_image_that_was_removed_takes_its_files_along(world: W
     lifecycle.remove_vm(world, vms[1].replace(revision=1), force=False)
     assert [path.name for path in files.iterdir()] == [f"{shared.blob}.erofs"]
     assert os.listdir(world.paths.work) == []
+
+
+def test_a_start_makes_the_directories_that_a_reboot_took(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = put(world, make_record(1, state=VMState.STOPPED))
+    monkeypatch.setattr(lifecycle, "gather_facts", lambda config: make_facts())
+    monkeypatch.setenv("COCOON_FAILPOINT", "vm.start:2-*.before:error")
+    own = world.paths.vm(vm.id)
+    assert not os.path.exists(own.run_dir) and not os.path.exists(own.log_dir)
+    with pytest.raises(HostFault, match="failpoint"):
+        lifecycle.start_vm(world, vm)
+    assert os.path.isdir(own.run_dir) and os.path.isdir(own.log_dir), "its undo leaves them: older logs may be there"
+    now = find(world, vm)
+    assert now is not None and now.state is VMState.ERROR
 
 
 def test_trash_that_was_swept_away_is_made_anew(tmp_path: Path) -> None:

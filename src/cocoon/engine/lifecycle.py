@@ -25,7 +25,7 @@ from cocoon.plan.execute import execute
 from cocoon.plan.launch import LaunchVMM
 from cocoon.plan.plan import Plan
 from cocoon.plan.rows import DeleteVM, MarkRunning, SetVMState
-from cocoon.plan.steps import MakeCgroup, RemoveCgroup, RemoveTree
+from cocoon.plan.steps import MakeCgroup, MakeDirectory, RemoveCgroup, RemoveTree
 
 if TYPE_CHECKING:
     from cocoon.hypervisors.hypervisor import Hypervisor
@@ -92,7 +92,10 @@ def start_vm(world: World, vm: VMRecord) -> VMRecord:
         backend = discovery.load(now.hypervisor)
         # Only `run --foreground` stays; a later start is one like any other.
         now = now.replace(spec=now.spec.replace(foreground=False))
-        steps = plan_start_steps(now, world.paths.vm(now.id), backend=backend, facts=facts)
+        own = world.paths.vm(now.id)
+        # Both may be on a tmpfs that was emptied by a reboot.
+        places = (MakeDirectory(path=path, kept=True) for path in (own.run_dir, own.log_dir))
+        steps = (*places, *plan_start_steps(now, own, backend=backend, facts=facts))
         plan = Plan(
             kind="vm.start",
             vm_id=now.id,
