@@ -52,13 +52,3 @@ def write_stderr(text: str) -> None:
 def say(text: str) -> None:
     """One line of progress or advice on stderr."""
     write_stderr(escape(text) + "\n")
-
-
-def rfc3339(seconds: float) -> str:
-    """A time stamp for JSON, in UTC; "" for never."""
-    if not seconds:
-        return ""
-    import time
-
-    whole = int(seconds)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((seconds - whole) * 1e6):06d}Z"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cocoon.config import Config
-from cocoon.paths import Paths, VMPaths
+from cocoon.paths import Paths
 from cocoon.units import printable
 
 if TYPE_CHECKING:
@@ -87,10 +87,6 @@ class Engine:
         from cocoon.engine.reconcile import reconcile
 
         return reconcile(self.world())
-
-    def vm_paths(self, ref: str) -> VMPaths:
-        """Where the VM's sockets and logs are."""
-        return self.paths.vm(self.find_vm(ref).id)
 
     def create_vm(self, spec: VMSpec) -> VMRecord:
         """A prepared VM; the image is pulled when it is absent. Raises what `engine.run.prepare` raises."""

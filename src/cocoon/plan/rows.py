@@ -84,24 +84,3 @@ class DeleteVM(RowChange):
 
     def apply(self, transaction: Transaction, outputs: Mapping[str, Value]) -> None:
         transaction.delete_vm(self.vm_id)
-
-
-class DeleteImage(RowChange):
-    """The image loses this name; one that is gone is fine."""
-
-    change: ClassVar[str] = "image-delete"
-    name: str
-
-    def apply(self, transaction: Transaction, outputs: Mapping[str, Value]) -> None:
-        if transaction.image_by_name(self.name) is not None:
-            transaction.delete_image(self.name)
-
-
-class DeleteKernel(RowChange):
-    """The kernel is forgotten."""
-
-    change: ClassVar[str] = "kernel-delete"
-    kernel_id: str
-
-    def apply(self, transaction: Transaction, outputs: Mapping[str, Value]) -> None:
-        transaction.delete_kernel(self.kernel_id)

@@ -55,10 +55,6 @@ class Reader:
         """The VM with exactly this name."""
         return self._one(VMRecord, "SELECT body FROM vm WHERE name = ?", name, f"the record of VM {name}")
 
-    def vm_names(self) -> list[str]:
-        """All names, sorted."""
-        return [str(row[0]) for row in self._rows("SELECT name FROM vm ORDER BY name")]
-
     def vms(self, state: str = "") -> list[VMRecord]:
         """All VMs, oldest first, or those in one state."""
         where, values = ("WHERE state = ?", (state,)) if state else ("", ())
