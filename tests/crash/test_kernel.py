@@ -88,18 +88,23 @@ def test_rm_is_finished_at_every_point(tmp_path):
         assert assert_consistent(base) == (["one"] if point.endswith(":lock") else []), point
 
 
-def test_two_adds_of_one_name_at_once(tmp_path):
-    debs = [str(make_kernel_deb(tmp_path / f"{release}.deb", release)) for release in ("6.1.0", "6.2.0")]
+@pytest.mark.parametrize("names", [("one", "one"), ("one", "two")])
+@pytest.mark.parametrize("releases", [("6.1.0", "6.2.0"), ("6.1.0", "6.1.0")])
+def test_two_adds_at_once(tmp_path, names, releases):
+    """One name, or the same bytes, can only be added once; whoever is late leaves nothing."""
+    debs = [str(make_kernel_deb(tmp_path / f"{number}.deb", release)) for number, release in enumerate(releases)]
     path = f"{PROJECT / 'src'}:{PROJECT / 'tests'}"
     environment = {**os.environ, "PYTHONPATH": path, "COCOON_FAILPOINT": "kernel.add:commit:sleep=0.5"}
     both = [
         subprocess.Popen(
-            [sys.executable, str(SCENE), str(tmp_path / "b"), "add", "one", deb], env=environment, stderr=-3
+            [sys.executable, str(SCENE), str(tmp_path / "b"), "add", name, deb], env=environment, stderr=-3
         )
-        for deb in debs
+        for name, deb in zip(names, debs, strict=True)
     ]
-    assert sorted(process.wait(60) for process in both) == [0, 1]
-    assert assert_consistent(tmp_path / "b") == ["one"]
+    ends = [process.wait(60) for process in both]
+    differ = names == ("one", "two") and releases == ("6.1.0", "6.2.0")
+    assert sorted(ends) == ([0, 0] if differ else [0, 1])
+    assert assert_consistent(tmp_path / "b") == [name for name, end in zip(names, ends, strict=True) if end == 0]
 
 
 def test_names_defaults_and_twins(tmp_path):

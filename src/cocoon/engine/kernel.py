@@ -27,6 +27,7 @@ from cocoon.value import Value
 
 if TYPE_CHECKING:
     from cocoon.plan.world import World
+    from cocoon.store.reader import Reader
     from cocoon.store.transaction import Transaction
 
 INIT_PATH = f"{LIBEXEC_DIR}/cocoon-init"
@@ -54,7 +55,8 @@ class AddKernel(Step):
     def apply(self, world: World) -> Value | None:
         """Raises what `build_kernel` raises, and HostFault."""
         built = build_kernel(self.source, read_init())
-        _refuse_twin(world, built)
+        with world.store.read() as reader:
+            _refuse_twin(reader, built.id, built.release)
         files.make_directory(self.directory, 0o700)
         kernel_file = "vmlinux" if built.kernel.startswith(b"\x7fELF") else "vmlinuz"
         kernel_path, initrd_path = f"{self.directory}/{kernel_file}", f"{self.directory}/initrd"
@@ -86,6 +88,7 @@ class PutKernel(RowChange):
     def apply(self, transaction: Transaction, outputs: Mapping[str, Value]) -> None:
         added = outputs[AddKernel.step]
         assert isinstance(added, AddedKernel)
+        _refuse_twin(transaction, added.kernel.id, added.kernel.release)  # Another command may have been faster.
         transaction.put_kernel(added.kernel)
         if self.default:
             transaction.set_default_kernel(added.kernel.id)
@@ -99,12 +102,11 @@ def read_init() -> bytes:
         raise HostFault(f"{INIT_PATH} is missing", hint="build the C programs: make -C native") from error
 
 
-def _refuse_twin(world: World, built: BuiltKernel) -> None:
+def _refuse_twin(reader: Reader, kernel_id: str, release: str) -> None:
     """The same bytes under two names would share one row."""
-    with world.store.read() as reader:
-        twin = next((kernel for kernel in reader.kernels() if kernel.id == built.id), None)
+    twin = next((kernel for kernel in reader.kernels() if kernel.id == kernel_id), None)
     if twin is not None:
-        raise AlreadyExists(f"kernel {built.release} is here already, as {twin.name}", hint=f"use --kernel {twin.name}")
+        raise AlreadyExists(f"kernel {release} is here already, as {twin.name}", hint=f"use --kernel {twin.name}")
 
 
 def add_kernel(world: World, name: str, source: KernelSource, *, default: bool = False) -> Kernel:
