@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from cocoon.errors import AlreadyExists, HostFault, InvalidState, NotFound
-from cocoon.guest.kernels import MAX_INIT_BYTES, BuiltKernel, KernelSource, build_kernel
+from cocoon.guest.kernels import MAX_INIT_BYTES, KernelSource, build_kernel
 from cocoon.host import files
 from cocoon.model.kernel import Kernel
 from cocoon.paths import LIBEXEC_DIR
