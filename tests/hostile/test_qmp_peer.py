@@ -112,6 +112,7 @@ def test_hostile_greeting(greeting: bytes, words: str) -> None:
         ((b'{"error": {"desc": 5}, "id": 2}\n',), "without words"),
         ((b'{"nothing": 1}\n',), "neither an answer"),
         ((b'{"event": 5}\n',), "neither an answer"),
+        ((b'{"event": "LONG", "data": "' + b"x" * 20_000 + b'"}\n',), "longer than 16KiB"),
     ],
 )
 def test_hostile_answer(lines: tuple[bytes, ...], words: str) -> None:

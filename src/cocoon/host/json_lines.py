@@ -29,6 +29,8 @@ MAX_LINE_BYTES = 4 * 1024 * 1024
 READ_BYTES = 64 * 1024
 # Events that nobody asked for yet; the oldest go first.
 MAX_EVENTS = 256
+# Of one that is kept: QEMU's own have a few hundred, and all that are kept must be little.
+MAX_EVENT_CHARACTERS = 16 * 1024
 
 Message = dict[str, object]
 
@@ -195,6 +197,8 @@ class QMPClient:
     def _keep(self, message: Message, command: str) -> None:
         if not isinstance(message.get("event"), str):
             self._break(f"QEMU sent neither an answer to {command} nor an event: {printable(str(message))}")
+        if len(str(message)) > MAX_EVENT_CHARACTERS:
+            self._break(f"QEMU sent an event longer than {render_size(MAX_EVENT_CHARACTERS)}: {printable(str(message))}")
         self._events.append(message)
 
     def _receive(self, deadline: float, what: str) -> Message:
