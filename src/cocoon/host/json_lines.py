@@ -197,8 +197,8 @@ class QMPClient:
     def _keep(self, message: Message, command: str) -> None:
         if not isinstance(message.get("event"), str):
             self._break(f"QEMU sent neither an answer to {command} nor an event: {printable(str(message))}")
-        if len(str(message)) > MAX_EVENT_CHARACTERS:
-            self._break(f"QEMU sent an event longer than {render_size(MAX_EVENT_CHARACTERS)}: {printable(str(message))}")
+        if len(text := str(message)) > MAX_EVENT_CHARACTERS:
+            self._break(f"QEMU sent an event longer than {render_size(MAX_EVENT_CHARACTERS)}: {printable(text)}")
         self._events.append(message)
 
     def _receive(self, deadline: float, what: str) -> Message:
