@@ -145,6 +145,15 @@ def test_four_pulls_at_once(cocoon, registry, layout: Path) -> None:
     assert image.boot_files is not None and Path(image.boot_files.kernel_path).is_file()
 
 
+@pytest.mark.parametrize("point", ["begin", "forgotten"])
+def test_death_in_a_removal_leaves_nothing(cocoon, layout: Path, point: str) -> None:
+    cocoon.run("image", "import", "app", str(layout))
+    environment = {"COCOON_FAILPOINT": f"image.free:{point}:kill"}
+    assert cocoon.run("image", "rm", "app", check=False, environment=environment).returncode == -signal.SIGKILL
+    cocoon.run("image", "list")
+    assert inventory(open_again(cocoon)) == NOTHING
+
+
 def test_pulls_and_removals_in_turns(cocoon, layout: Path) -> None:
     """Whoever wins, every row has its file and no file is without a row in the end."""
     world = make_world(cocoon.root)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cocoon.config import Config
+from cocoon.errors import HostFault
 from cocoon.paths import Paths
 from cocoon.units import printable
 
@@ -56,16 +57,19 @@ class Engine:
         return self._world
 
     def _sweep(self, world: World) -> None:
-        """Removes work directories without an operation, and VMs with `--rm` that have ended.
+        """Removes work directories without an operation, layers that nothing needs, VMs with `--rm` that have ended.
 
-        The verbs are loaded only when there may be such ones.
+        The verbs are loaded only when there may be such ones. What cannot be removed is reported.
         """
-        if os.listdir(world.paths.work):
+        with world.store.read() as reader:
+            candidates, unpinned = reader.vms_to_remove(), reader.unpinned_layers()
+        if unpinned or os.listdir(world.paths.work):
             from cocoon.engine import image
 
-            image.sweep(world)
-        with world.store.read() as reader:
-            candidates = reader.vms_to_remove()
+            try:
+                image.sweep(world)
+            except HostFault as error:
+                self._report(f"what a dead command left stays for now: {error.message}")
         if not candidates:
             return
         from cocoon.engine.lifecycle import sweep

@@ -106,6 +106,12 @@ def sweep(world: World) -> None:
         from cocoon.images.steps import sweep_work
 
         sweep_work(world)
+    with world.store.read() as reader:
+        unpinned = reader.unpinned_layers()
+    if unpinned:
+        from cocoon.images import blobs
+
+        blobs.free_layers(world.store, unpinned)
 
 
 def list_images(world: World) -> list[ImageRow]:

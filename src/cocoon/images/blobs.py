@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable
 
 from cocoon.errors import InvalidState
+from cocoon.host.failpoint import failpoint
 from cocoon.host.files import fsync_directory, host_fault, make_directory, remove_tree
 from cocoon.images.bootfiles import read_index
 from cocoon.images.convert import ConvertedLayer
@@ -23,6 +24,7 @@ from cocoon.store.reader import Reader
 from cocoon.store.store import Store
 
 SUFFIX = ".erofs"
+FREEING = "free-"  # Begins the names of directories in work/ whose blobs are on their way out.
 
 
 def layer_of(converted: ConvertedLayer) -> Layer:
@@ -147,20 +149,44 @@ def collect(store: Store, blobs: Iterable[str], *, own_work_dir: str = "") -> No
 
 
 def free_layers(store: Store, layers: Iterable[Layer]) -> None:
-    """Removes rows and files of those layers whose blobs nobody pins any more. Raises HostFault."""
+    """Removes rows and files of those layers whose blobs nobody pins any more. Raises HostFault.
+
+    While their rows go the files have a second link in work/, by which `sweep_work` finds them should we die.
+    """
+    import secrets
+
+    failpoint("image.free:begin")
     blobs = {layer.blob for layer in layers}
     with store.read() as reader:
-        if all(reader.users(blob) for blob in blobs):
-            return
-    with store.write() as transaction:
-        unused = [blob for blob in blobs if not transaction.users(blob)]
-        for blob in unused:
-            transaction.forget_blob(blob)
-    collect(store, unused)
+        blobs = {blob for blob in blobs if not reader.users(blob)}
+    if not blobs:
+        return
+    claims = f"{store.paths.work}/{FREEING}{secrets.token_hex(8)}"
+    make_directory(claims)
+    try:
+        for blob in blobs:
+            _claim_file(store.paths.blob(blob), f"{claims}/{blob}{SUFFIX}")
+        with store.write() as transaction:
+            unused = [blob for blob in blobs if not transaction.users(blob)]
+            for blob in unused:
+                transaction.forget_blob(blob)
+        failpoint("image.free:forgotten")
+        collect(store, unused, own_work_dir=claims)
+    finally:
+        remove_tree(claims)
+
+
+def _claim_file(name: str, link: str) -> None:
+    try:
+        os.link(name, link)
+    except FileNotFoundError:
+        return  # It is gone already, or somebody has swept the directory: then only a death now leaves something.
+    except OSError as error:
+        raise host_fault(f"link {name}", error) from error
 
 
 def _is_claimed(paths: Paths, blob: str, own_work_dir: str) -> bool:
-    work_dirs = (f"{paths.work}/{name}" for name in os.listdir(paths.work))
+    work_dirs = (f"{paths.work}/{name}" for name in os.listdir(paths.work) if not name.startswith(FREEING))
     return any(path != own_work_dir and os.path.exists(f"{path}/{blob}{SUFFIX}") for path in work_dirs)
 
 

@@ -118,6 +118,11 @@ class Reader:
         """Every converted layer."""
         return [_layer(row) for row in self._rows(f"{_LAYERS} ORDER BY layer.digest")]
 
+    def unpinned_layers(self) -> list[Layer]:
+        """Converted layers that nothing needs: what a command left that died in the middle of a removal."""
+        where = "WHERE NOT EXISTS (SELECT 1 FROM pin WHERE pin.blob = layer.blob)"
+        return [_layer(row) for row in self._rows(f"{_LAYERS} {where} ORDER BY layer.digest")]
+
     def blobs(self) -> dict[str, int]:
         """Size in bytes by SHA-256."""
         return {str(name): int(size) for name, size in self._rows("SELECT sha256, size_bytes FROM blob")}
