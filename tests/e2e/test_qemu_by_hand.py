@@ -16,6 +16,7 @@ import pytest
 from cocoon.config import Config
 from cocoon.guest.kernels import KernelSource, build_kernel
 from cocoon.host.facts import gather_facts
+from cocoon.hypervisors.qemu.api import AskQEMU
 from cocoon.hypervisors.qemu.backend import BACKEND
 from cocoon.model.vm import DirectBoot, Disk, DiskRole, VMRecord
 from cocoon.paths import Paths
@@ -120,7 +121,8 @@ class Shell:
 def test_the_described_command_boots(boot_files: Path, run_dir: Path, disks: int) -> None:
     paths = Paths(root_dir=f"{run_dir}", run_dir=f"{run_dir}/r", log_dir=f"{run_dir}/l")
     vm = make_hand_vm(boot_files, run_dir, disks=disks)
-    launch, balloon = BACKEND.plan_launch(vm, paths.vm("V"), gather_facts(Config(root_dir="/nonexistent")))
+    launch, *_ = BACKEND.plan_launch(vm, paths.vm("V"), gather_facts(Config(root_dir="/nonexistent")))
+    balloon = AskQEMU(vm_id=vm.id, uid=vm.uid, command="balloon", arguments={"value": 384 * MIB})
     shell = Shell(launch.describe())
     try:
         shell.wait_for(b"Linux version")

@@ -98,12 +98,20 @@ def test_every_device_has_an_address_of_its_own() -> None:
 
 def test_balloon_begins_at_256_mib() -> None:
     for memory, there in ((255, False), (256, True)):
-        steps = BACKEND.plan_launch(make_vm(make_spec(memory_bytes=memory * MIB)), make_paths(), make_facts())
+        vm = make_vm(make_spec(memory_bytes=memory * MIB))
+        steps = BACKEND.plan_launch(vm, make_paths(), make_kvm_facts())
         assert (len(steps) == 2) is there
         launch = steps[0]
         assert isinstance(launch, LaunchVMM)
         assert any("virtio-balloon" in word for word in launch.capsule.arguments) is there
     assert to_plain(steps[1])["arguments"] == {"value": 192 * MIB}
+
+
+def test_an_emulated_guest_has_a_balloon_that_is_not_inflated_while_it_boots() -> None:
+    vm = make_vm(make_spec(memory_bytes=512 * MIB))
+    (launch,) = BACKEND.plan_launch(vm, make_paths(), make_facts())
+    assert isinstance(launch, LaunchVMM)
+    assert any("virtio-balloon" in word for word in launch.capsule.arguments)
 
 
 def test_shutdown_is_the_power_button() -> None:

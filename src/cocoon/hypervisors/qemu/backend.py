@@ -62,14 +62,16 @@ class QEMU:
         return find_machine(arch).console
 
     def plan_launch(self, vm: VMRecord, paths: VMPaths, facts: HostFacts) -> tuple[Step, ...]:
-        """The launch, and the balloon's first size: QEMU's command line has no option for it.
+        """The launch, and under KVM the balloon's first size: QEMU's command line has no option for it.
 
-        Raises Unsupported when QEMU has gone since the VM was created, or is too old.
+        An emulated guest keeps its memory at first: inflating a quarter of 512 MiB took it 1.2 s of its boot (measured
+        with 6.1 on one vCPU). The device is there all the same, and reports free pages. Raises
+        Unsupported when QEMU has gone since the VM was created, or is too old.
         """
         find_machine(facts.arch)
         _check_binary(facts.binaries["qemu"], facts.arch)
         launch = LaunchVMM(vm_id=vm.id, capsule=plan_capsule(vm, paths, facts), ready=QMP_SOCKET)
-        if not has_balloon(vm):
+        if not has_balloon(vm) or not facts.kvm.usable:
             return (launch,)
         target = vm.spec.memory_bytes - vm.spec.memory_bytes // BALLOON_SHARE
         return (launch, AskQEMU(vm_id=vm.id, uid=vm.uid, command="balloon", arguments={"value": target}))
