@@ -40,7 +40,6 @@ static int open_terminal(void) {
 	check(tcgetattr(all.slave, &raw), "read", "terminal");
 	cfmakeraw(&raw);
 	raw.c_oflag = 0; /* QEMU switches OPOST on again: then there must be nothing left for it to do */
-	raw.c_oflag = 0; /* ONLCR too: QEMU sets OPOST again, and then it would count */
 	tcsetattr(all.slave, TCSANOW, &raw);
 	return master;
 }

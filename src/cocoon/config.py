@@ -17,7 +17,7 @@ from cocoon.value import Value
 
 ENVIRONMENT_PREFIX = "COCOON_"
 # Variables with our prefix that are not settings.
-RESERVED_VARIABLES = ("COCOON_FAILPOINT", "COCOON_CONFIG")
+RESERVED_VARIABLES = ("COCOON_FAILPOINT", "COCOON_CONFIG", "COCOON_SHIM")
 # Where uids of VMs begin: with those of mkfs.erofs below it and a million of VMs above it none is root's or an
 # account's, and all fit a signed integer (host/link.py).
 UID_LOWEST, UID_HIGHEST = 200_000, 2_145_000_000

@@ -175,7 +175,7 @@ def _landlock() -> Finding:
     return Finding(
         name="landlock",
         status=WARN,
-        detail="the kernel has none: one layer of protection less",
+        detail="the kernel has none: a VMM that locks itself in further by it cannot",
         hint="boot a kernel with CONFIG_SECURITY_LANDLOCK and lsm=landlock,...",
     )
 

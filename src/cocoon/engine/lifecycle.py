@@ -102,7 +102,7 @@ def start_vm(world: World, vm: VMRecord) -> VMRecord:
             steps=steps,
             recovery="undo",
             on_success=(MarkRunning(vm_id=now.id),),
-            on_undo=(SetVMState(vm_id=now.id, state=VMState.ERROR, exit_reason="the last start failed"),),
+            on_undo=(SetVMState(vm_id=now.id, state=now.state, exit_reason="the last start did not succeed"),),
         )
         execute(world, _begin(world, now, state=VMState.STARTING, plan=plan))
         return _read_again(world, now)

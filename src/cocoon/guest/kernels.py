@@ -176,7 +176,7 @@ def build_kernel(source: KernelSource, init: bytes) -> BuiltKernel:
     Raises InvalidSpec (not exactly one kind of source), NotFound, Corrupt, Unsupported (format or architecture).
     """
     if bool(source.deb) == bool(source.kernel) or (source.modules and not source.kernel):
-        raise InvalidSpec("a kernel comes from one place", hint="give --deb FILE, or --kernel FILE --modules DIR")
+        raise InvalidSpec("a kernel comes from one place", hint="give one package, or a kernel file with --modules DIR")
     modules: dict[str, bytes]
     if source.deb:
         package = _Package(source.deb)
