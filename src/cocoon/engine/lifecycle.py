@@ -80,7 +80,7 @@ def start_vm(world: World, vm: VMRecord) -> VMRecord:
     """Starts a VM that is CREATED, STOPPED or in ERROR; one that runs already is left alone.
 
     Raises InvalidState in any other state, HostFault when the host has too little memory now, and what the VMM says
-    when it cannot start; the VM is then in ERROR.
+    when it cannot start; the VM then has the state that it had.
     """
     with locked_vm(world, vm) as now:
         if now.state is VMState.RUNNING:

@@ -2,7 +2,8 @@
 
     (none) --create--> CREATING --> CREATED --start--> STARTING --> RUNNING --stop--> STOPPING --> STOPPED
                           |                                |            |                              |
-                       (undone)                          ERROR     (VMM ends)                     start again
+                       (undone)                    (undone: as      ERROR (the VMM                start again
+                                                    it was)         died or failed)
     any state but STARTING and STOPPING --rm--> REMOVING --> (none)
 
 A state in the store is an intention. `RUNNING` is true only while the shim holds the VM's alive lock; the engine's
