@@ -1,6 +1,6 @@
 """A bare QEMU around the engine's own kernel and initramfs: cocoon-init seen from inside, without the engine.
 
-Layers are built with whatever mkfs.erofs is installed, from directories; a static busybox is the userland.
+Layers are built from directories, by the mkfs.erofs that the engine uses; a static busybox is the userland.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cocoon.guest.bootconfig import CONFIG_SERIAL, BootConfig, GuestNIC, render_
 from cocoon.guest.channel import Channel
 from cocoon.guest.cmdline import COW_SERIAL, CommandLineFacts, layer_serial, render_engine_cmdline
 from cocoon.guest.kernels import KernelSource, build_kernel
+from cocoon.paths import LIBEXEC_DIR
 from fixtures import CACHE, PROJECT
 
 MAC = "52:54:00:12:34:56"
@@ -60,7 +61,9 @@ def make_root(directory: Path) -> None:
 
 def make_layer(directory: Path, image: Path) -> Path:
     """An EROFS of `directory`."""
-    subprocess.run(["mkfs.erofs", str(image), str(directory)], check=True, capture_output=True)
+    # The same program as the engine's: a distribution older than 1.8 need not have one at all.
+    own = Path(LIBEXEC_DIR) / "mkfs.erofs"
+    subprocess.run([str(own) if own.exists() else "mkfs.erofs", str(image), str(directory)], check=True, capture_output=True)
     return image
 
 
