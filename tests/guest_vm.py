@@ -63,7 +63,8 @@ def make_layer(directory: Path, image: Path) -> Path:
     """An EROFS of `directory`."""
     # The same program as the engine's: a distribution older than 1.8 need not have one at all.
     own = Path(LIBEXEC_DIR) / "mkfs.erofs"
-    subprocess.run([str(own) if own.exists() else "mkfs.erofs", str(image), str(directory)], check=True, capture_output=True)
+    program = str(own) if own.exists() else "mkfs.erofs"
+    subprocess.run([program, str(image), str(directory)], check=True, capture_output=True)
     return image
 
 
