@@ -29,10 +29,12 @@ def test_an_image_with_its_own_kernel_boots_it_and_shuts_down_when_asked(
 
 
 @pytest.mark.timeout(300)
-def test_a_plain_debian_boots_the_engines_kernel(cocoon: Cocoon, kernel_deb: Path, debian_image: Path) -> None:
+def test_a_plain_debian_boots_the_engines_kernel(
+    cocoon: Cocoon, registry: Registry, kernel_deb: Path, debian_image: Path
+) -> None:
+    reference = registry.push(debian_image, "debian:13")
     cocoon.run("kernel", "add", "--name", "debian", str(kernel_deb))
-    cocoon.run("image", "import", "debian", str(debian_image), timeout=200)
-    cocoon.run("run", "--name", "trixie", "--cpu", "1", "--memory", "512M", "debian")
+    cocoon.run("run", "--name", "trixie", "--cpu", "1", "--memory", "512M", reference, timeout=200)
     log = cocoon.wait_for_log("trixie", "guest: up", timeout=120)
     assert "Debian GNU/Linux" in log
     assert "guest: host name trixie, address 10.88.0." in log
