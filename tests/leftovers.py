@@ -31,8 +31,9 @@ def _links() -> list[str]:
 
 def _mounts() -> list[str]:
     # /run/netns itself is mounted with the first named namespace on a machine, by whoever makes it, and stays.
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return [f"mount {point}" for point in (line.split()[4] for line in lines) if point != "/run/netns"]
+    # By the mount's id and last name: pytest renames the directories of earlier runs, mounts and all.
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [f"mount {words[0]} .../{words[4].rsplit('/', 1)[1]}" for words in mounts if words[4] != "/run/netns"]
 
 
 def _cgroups() -> list[str]:
