@@ -59,22 +59,28 @@ def test_death_after_the_commit_leaves_the_image(cocoon, layout: Path) -> None:
     assert inventory(world) == NOTHING
 
 
+def stall_in_the_middle(image: FakeImage) -> tuple[threading.Event, threading.Event]:
+    """From now on the registry sends half of BASE, sets the first event, and waits for the second."""
+    begun, stop = threading.Event(), threading.Event()
+
+    def half(handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(BASE.data)))
+        handler.end_headers()
+        handler.wfile.write(BASE.data[: len(BASE.data) // 2])
+        handler.wfile.flush()
+        begun.set()
+        stop.wait(30)
+
+    image.blobs[BASE.digest] = half
+    return begun, stop
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_the_middle_of_a_layer(cocoon, number: signal.Signals) -> None:
     with lying_registry() as registry:
         image = FakeImage([BASE, BOOT])
-        begun, stop = threading.Event(), threading.Event()
-
-        def half(handler) -> None:
-            handler.send_response(200)
-            handler.send_header("Content-Length", str(len(BASE.data)))
-            handler.end_headers()
-            handler.wfile.write(BASE.data[: len(BASE.data) // 2])
-            handler.wfile.flush()
-            begun.set()
-            stop.wait(30)
-
-        image.blobs[BASE.digest] = half
+        begun, stop = stall_in_the_middle(image)
         process = cocoon.start("image", "pull", registry.add("x", image))
         try:
             assert begun.wait(20)
@@ -94,18 +100,7 @@ def test_a_signal_in_the_middle_of_a_layer(cocoon, number: signal.Signals) -> No
 def test_kill_in_the_middle_of_a_layer(cocoon) -> None:
     with lying_registry() as registry:
         image = FakeImage([BASE, BOOT])
-        begun, stop = threading.Event(), threading.Event()
-
-        def half(handler) -> None:
-            handler.send_response(200)
-            handler.send_header("Content-Length", str(len(BASE.data)))
-            handler.end_headers()
-            handler.wfile.write(BASE.data[: len(BASE.data) // 2])
-            handler.wfile.flush()
-            begun.set()
-            stop.wait(30)
-
-        image.blobs[BASE.digest] = half
+        begun, stop = stall_in_the_middle(image)
         process = cocoon.start("image", "pull", registry.add("x", image))
         assert begun.wait(20)
         time.sleep(0.3)

@@ -19,12 +19,6 @@ END_GRACE_S = 8.0
 ASK_TIMEOUT_S = 2.0
 
 
-class Ended(Value):
-    """Whether the VM's processes have ended by themselves."""
-
-    ended: bool
-
-
 class AskGuest(Step):
     """Asks the guest to shut itself down: over the control channel where our init serves it, else by the power button.
 
@@ -84,7 +78,8 @@ class WaitForEnd(Step):
         return (f"timeout {self.timeout_s:g} tail --pid={pid} -f /dev/null",)
 
     def apply(self, world: World) -> Value | None:
-        return Ended(ended=process.wait_gone(self.processes.supervisor, self.timeout_s))
+        process.wait_gone(self.processes.supervisor, self.timeout_s)
+        return None
 
     def undo(self, world: World) -> None:
         """Nothing was done."""
