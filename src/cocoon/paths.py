@@ -1,7 +1,7 @@
 """Every path that the engine owns, as a function of the configuration. Nothing here touches the disk.
 
 root_dir/  state.db state.lock store-id     the store
-           blobs/                           <sha256>.erofs, root's, 0444
+           blobs/                           <sha256>.erofs or .qcow2, root's, 0444
            kernels/<id>/                    vmlinuz, initrd, modules of the engine's own kernels
            boot/<layer sha256>/             vmlinuz, initrd.img found in an image
            vms/<id>/                        vm.json (mirror), cow.raw, config.img, exit.json
@@ -103,6 +103,10 @@ class Paths(Value):
     def blob(self, digest_hex: str) -> str:
         """The EROFS file whose own SHA-256 is `digest_hex`."""
         return f"{self.blobs}/{digest_hex}.erofs"
+
+    def base_disk(self, digest_hex: str) -> str:
+        """The qcow2 file of a cloud image whose own SHA-256 is `digest_hex`."""
+        return f"{self.blobs}/{digest_hex}.qcow2"
 
     def operation_lock(self, operation_id: str) -> str:
         return f"{self.root_dir}/operations/{operation_id}.lock"

@@ -124,7 +124,11 @@ def _draw_boot(request: Request) -> DirectBoot:
 
 def _draw_cmdline(request: Request, allotment: Allotment, *, backend: Hypervisor, facts: HostFacts) -> str:
     layers, cow, config = _disk_references(request, backend)
-    words = CommandLineFacts(console=backend.console_device(facts.arch), emulated=not facts.kvm.usable)
+    words = CommandLineFacts(
+        console=backend.console_device(facts.arch),
+        emulated=not facts.kvm.usable,
+        extra=backend.kernel_words(facts),
+    )
     if request.kernel is not None:
         return render_engine_cmdline(words, config_disk=config)
     network = render_network(allotment.nics, hostname=allotment.name, dns=request.dns)

@@ -23,6 +23,9 @@ class Hypervisor(Protocol):
     def console_device(self, arch: str) -> str:
         """The guest kernel's name of the console that the capsule's PTY is, such as `ttyS0`."""
 
+    def kernel_words(self, facts: HostFacts) -> tuple[str, ...]:
+        """What every guest kernel must be told on this VMM's machine."""
+
     def plan_launch(self, vm: VMRecord, paths: VMPaths, facts: HostFacts) -> tuple[Step, ...]:
         """The steps from a prepared VM (disks, TAPs, cgroup exist) to a running VMM."""
 

@@ -1,4 +1,4 @@
-"""An image: an ordered stack of EROFS blobs and what its configuration says about running it."""
+"""An image: an ordered stack of EROFS blobs and what its configuration says about running it, or one bootable disk."""
 
 from __future__ import annotations
 
@@ -41,11 +41,24 @@ class BootFiles(Value):
     version: str
 
 
-class Image(Value):
-    """One image. `id` is `sha256:<hex>` of its manifest (an archive without one: of its configuration).
+class BaseDisk(Value):
+    """The disk of a cloud image, converted by us into qcow2 that refers to nothing.
 
-    `name` is a normalised reference or an import name; `platform` is `os/arch`; `boot_files` is None for a plain
-    container image.
+    `blob` is the hex SHA-256 of that file (its name in `Paths.base_disk`), `size_bytes` its size; `virtual_bytes` is
+    what a guest sees.
+    """
+
+    blob: str
+    size_bytes: int
+    virtual_bytes: int
+
+
+class Image(Value):
+    """One image: a stack of layers, or one disk (a cloud image), never both.
+
+    `id` is `sha256:<hex>` of its manifest (an archive without one: of its configuration; a cloud image: of the bytes
+    that were downloaded or imported). `name` is a normalised reference, a URL or an import name; `platform` is
+    `os/arch`; `boot_files` is None for a plain container image and for a disk.
     """
 
     id: str
@@ -56,3 +69,4 @@ class Image(Value):
     boot_files: BootFiles | None
     created_at: float
     source: str
+    disk: BaseDisk | None = None

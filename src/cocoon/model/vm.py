@@ -31,25 +31,31 @@ class VMState(StrEnum):
 
 
 class DiskRole(StrEnum):
-    """What a disk is for: a shared read-only image layer, the VM's writable root, or the guest's configuration."""
+    """What a disk is for: a shared read-only image layer, the VM's writable root, the guest's configuration (ours, or a
+    NoCloud seed), a disk of the user's, or files of the host's made into a read-only one."""
 
     LAYER = "layer"
     COW = "cow"
     CONFIG = "config"
+    SEED = "seed"
     DATA = "data"
+    VOLUME = "volume"
 
 
 class Disk(Value):
     """One block device, in device order.
 
     `path` is on the host, absolute; inside the capsule the disk number `i` is `/vm/disk/i`. `serial` has at most 20
-    bytes (virtio-blk's limit).
+    bytes (virtio-blk's limit), "" for none. `format` is `raw` or `qcow2`, never guessed from content; `backing` is the
+    host path of the read-only qcow2 that a qcow2 lies over (`/vm/base/i` inside), or "".
     """
 
     path: str
     role: DiskRole
     serial: str
     read_only: bool
+    format: str = "raw"
+    backing: str = ""
 
 
 class NIC(Value):
@@ -79,10 +85,12 @@ class DirectBoot(Value):
 
 
 class FirmwareBoot(Value):
-    """A disk booted by firmware, whose image is `firmware_path`."""
+    """A disk booted by firmware, whose image is `firmware_path`; `variables_path` is the VM's own copy of the file
+    that the firmware keeps its settings in, "" where it keeps none."""
 
     kind: str = "firmware"
     firmware_path: str
+    variables_path: str = ""
 
 
 Boot = DirectBoot | FirmwareBoot

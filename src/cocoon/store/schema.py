@@ -6,7 +6,9 @@
     nic        addresses and MACs, unique                                      goes with its VM
     port       published ports, unique per host address and protocol           goes with its VM
     image tag  an image by digest, and the names it has                        a name goes with its image
-    blob layer EROFS files by their SHA-256; a registry's layer that was converted into one
+    blob       files by their SHA-256: EROFS, or the qcow2 of a cloud image (`suffix` is the file's)
+    layer      a registry's layer that was converted into a blob
+    merged     several layers, by the digest of their chain, that were made into one blob
     pin        who needs what is named by digest (blob, kernel, boot files)
     kernel network snapshot
     operation  a plan under way           debt   what is still owed to the outside
@@ -77,7 +79,10 @@ CREATE TABLE tag (
     created_at REAL NOT NULL
 );
 CREATE INDEX tag_image ON tag (image_id);
-CREATE TABLE blob (sha256 TEXT NOT NULL UNIQUE, size_bytes INTEGER NOT NULL, created_at REAL NOT NULL);
+CREATE TABLE blob (
+    sha256 TEXT NOT NULL UNIQUE, size_bytes INTEGER NOT NULL, created_at REAL NOT NULL,
+    suffix TEXT NOT NULL DEFAULT 'erofs'
+);
 CREATE TABLE layer (
     digest TEXT NOT NULL UNIQUE,
     diff_id TEXT NOT NULL,
@@ -85,6 +90,11 @@ CREATE TABLE layer (
 );
 CREATE INDEX layer_blob ON layer (blob);
 CREATE INDEX layer_diff_id ON layer (diff_id);
+CREATE TABLE merged (
+    chain TEXT NOT NULL UNIQUE,
+    blob TEXT NOT NULL REFERENCES blob (sha256) ON DELETE CASCADE
+);
+CREATE INDEX merged_blob ON merged (blob);
 CREATE TABLE pin (blob TEXT NOT NULL, owner_kind TEXT NOT NULL, owner_id TEXT NOT NULL,
     UNIQUE (blob, owner_kind, owner_id));
 CREATE INDEX pin_owner ON pin (owner_kind, owner_id);

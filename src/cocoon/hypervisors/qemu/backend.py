@@ -61,6 +61,11 @@ class QEMU:
         """`ttyS0` on x86, `ttyAMA0` on arm64."""
         return find_machine(arch).console
 
+    def kernel_words(self, facts: HostFacts) -> tuple[str, ...]:
+        """On an emulated PC the kernel is not to test its timer: on a busy host the interrupts that it waits for come
+        late, it takes the timer for broken ("MP-BIOS bug"), and the boot hangs. Under KVM it knows by itself."""
+        return ("no_timer_check",) if facts.arch == "x86_64" and not facts.kvm.usable else ()
+
     def plan_launch(self, vm: VMRecord, paths: VMPaths, facts: HostFacts) -> tuple[Step, ...]:
         """The launch, and under KVM the balloon's first size: QEMU's command line has no option for it.
 
