@@ -209,7 +209,7 @@ def test_json_of_a_run(shared_cocoon: Cocoon) -> None:
     assert (vm["name"], vm["state"], vm["hypervisor"]) == ("shown", "running", "qemu")
     assert vm["config"]["memory_bytes"] == 256 << 20
     assert shared_cocoon.json("vm", "inspect", "shown")["id"] == vm["id"]
-    done = shared_cocoon.run("run", "-v", "-d", *SMALL, "busybox")
+    done = shared_cocoon.run("run", "--verbose", "-d", *SMALL, "busybox")
     assert "not cloud-hypervisor: " in done.stderr and "hypervisor: qemu" in done.stderr
     assert done.stdout.strip() in [listed["id"] for listed in shared_cocoon.json("vm", "list")]
 

@@ -48,7 +48,7 @@ def assert_two_lines(done: subprocess.CompletedProcess[str], status: int) -> Non
         (["--version"], 0),
         (["version", "-o", "json"], 0),
         (["completion", "bash"], 0),
-        (["-v", "version"], 0),
+        (["--verbose", "version"], 0),
     ],
 )
 def test_what_succeeds(arguments: list[str], status: int) -> None:

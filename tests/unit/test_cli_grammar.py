@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cocoon.cli.docker import INSTEAD
 from cocoon.cli.grammar import Call, Command, HelpWanted, Option, parse
 from cocoon.cli.tree import ALIASES, COMMANDS, GLOBAL_OPTIONS, GROUPS, load, split
 from cocoon.errors import InvalidSpec
@@ -26,6 +27,7 @@ COMMAND = Command(
         Option(name="tty", short="t", help="t"),
         Option(name="timeout", value="DURATION", help="t"),
         Option(name="cpu", value="N", help="t"),
+        Option(name="env", short="e", value="K=V", help="e", many=True),
     ),
     examples=("cocoon vm try x",),
 )
@@ -69,6 +71,13 @@ def test_short_options_cluster() -> None:
     assert read("-o=json", "debian").text("output") == "json"
 
 
+def test_an_option_with_many_values_keeps_them_in_order() -> None:
+    call = read("-e", "A=1", "--env=B=2", "-eC", "debian", "-e", "A=3")
+    assert call.texts("env") == ("A=1", "B=2", "C", "A=3")
+    assert read("debian").texts("env") == ()
+    assert read("debian", "sh", "-e", "A=1").texts("env") == ()
+
+
 def test_switches_can_be_switched_off() -> None:
     assert not read("--tty=false", "debian").is_on("tty")
     assert read("--tty=true", "debian").is_on("tty")
@@ -77,8 +86,8 @@ def test_switches_can_be_switched_off() -> None:
 def test_global_options_anywhere() -> None:
     assert read("--root-dir", "/x", "debian").text("root-dir") == "/x"
     assert read("debian", "--root-dir=/x").text("root-dir") == "/x"
-    path, rest = split(["--root-dir", "/x", "vm", "-v", "run", "--name", "vm", "debian"])
-    assert (path, rest) == ("vm run", ["--root-dir", "/x", "-v", "--name", "vm", "debian"])
+    path, rest = split(["--root-dir", "/x", "vm", "--verbose", "run", "--name", "vm", "debian"])
+    assert (path, rest) == ("vm run", ["--root-dir", "/x", "--verbose", "--name", "vm", "debian"])
     assert split(["--config", "vm", "run", "list"])[0] == "vm run"
 
 
@@ -169,10 +178,12 @@ def test_every_alias_leads_somewhere() -> None:
     ("words", "meant"),
     [
         (["vm", "strat"], "cocoon vm start"),
-        (["start"], "cocoon vm start"),
+        (["strat"], "cocoon start"),
+        (["console"], "cocoon vm console"),
         (["vmm"], "cocoon vm"),
         (["image", "lst"], "cocoon image list"),
-        (["pul"], "cocoon image pull"),
+        (["pul"], "cocoon pull"),
+        (["immages"], "cocoon images"),
         (["verson"], "cocoon version"),
     ],
 )
@@ -180,6 +191,15 @@ def test_suggestions(words: list[str], meant: str) -> None:
     with pytest.raises(InvalidSpec) as caught:
         split(words)
     assert caught.value.hint == f"did you mean '{meant}'?"
+
+
+@pytest.mark.parametrize("word", INSTEAD)
+def test_words_of_docker_without_a_command_say_what_to_use(word: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        split([word, "--whatever"])
+    assert word in caught.value.message and "cocoon" in caught.value.message
+    assert caught.value.hint
+    assert word not in {spelling.split()[0] for spelling in (*ALIASES, *COMMANDS, *GROUPS)}
 
 
 @pytest.mark.parametrize("word", ["bogus", "../x", "\x1b[2J", "x" * 10_000, "", " "])

@@ -100,7 +100,7 @@ CASES = [
     ("cocoon vm start vm-1 v", ["vm-1", "vm-13", "vm-2"]),
     ("cocoon vm start --output json vm-2", ["vm-2"]),
     ("cocoon vm start -o json --root-dir /nowhere ", []),
-    ("cocoon -v vm start vm-2", ["vm-2"]),
+    ("cocoon --verbose vm start vm-2", ["vm-2"]),
     ("cocoon run --hyp", ["--hypervisor"]),
     ("cocoon run --hypervisor f", ["firecracker"]),
     ("cocoon run --hypervisor=f", ["firecracker"]),

@@ -63,7 +63,7 @@ def _debug(context: Context, call: Call) -> int:
 
 
 def _explain_choice(context: Context, vm: VMRecord) -> None:
-    """With `-v`: which VMM it became, and why not another."""
+    """With `--verbose`: which VMM it became, and why not another."""
     if context.verbose:
         for passed in vm.passed_over:
             say(f"not {passed.hypervisor}: {passed.reason}")

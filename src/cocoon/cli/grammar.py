@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Option(Value):
     """`--name`, with a short letter or not. `value` is the word for its value in help texts; "" makes it a switch.
 
-    `completes` is what completion offers for the value: "vm", "image", "kernel", "file", "directory" or "".
+    Of an option with `many` every value that is given counts, else the last. `completes` is what completion offers for
+    the value: "vm", "image", "kernel", "file", "directory" or "".
     """
 
     name: str
@@ -34,6 +35,7 @@ class Option(Value):
     default: str = ""
     choices: tuple[str, ...] = ()
     completes: str = ""
+    many: bool = False
 
 
 class Command(Value):
@@ -59,10 +61,11 @@ class Command(Value):
 class Call:
     """What was given: `words`, and options by name. The readers raise InvalidSpec that names the option."""
 
-    def __init__(self, command: Command, words: tuple[str, ...], given: dict[str, str]) -> None:
+    def __init__(self, command: Command, words: tuple[str, ...], given: dict[str, list[str]]) -> None:
         self.command = command
         self.words = words
-        self._given = given
+        self._all = given
+        self._given = {name: values[-1] for name, values in given.items()}
 
     def has(self, name: str) -> bool:
         """Whether the option was given at all."""
@@ -75,6 +78,10 @@ class Call:
     def text(self, name: str, default: str = "") -> str:
         """The option's value as it was written."""
         return self._given.get(name, default)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """Every value of an option with `many`, in the order in which they were given."""
+        return tuple(self._all.get(name, ()))
 
     def number(self, name: str, default: int) -> int:
         """The option's value as a whole number."""
@@ -125,7 +132,7 @@ class _Reader:
 
     def __init__(self, command: Command, options: Iterable[Option], arguments: Sequence[str]) -> None:
         self.words: list[str] = []
-        self.given: dict[str, str] = {}
+        self.given: dict[str, list[str]] = {}
         self._command = command
         self._left = list(arguments)[::-1]
         self._options: dict[str, Option] = {}
@@ -159,11 +166,11 @@ class _Reader:
         name, equals, text = token.partition("=")
         option = self._option(name)
         if option.value:
-            self.given[option.name] = _chosen(option, text if equals else self._following(option))
+            self._give(option, _chosen(option, text if equals else self._following(option)))
         elif equals and text not in ("true", "false"):
             raise InvalidSpec(f"{name} takes no value, not {printable(text)}", hint=see_help(self._command))
         else:
-            self.given[option.name] = text or "true"
+            self._give(option, text or "true")
 
     def _read_cluster(self, token: str) -> None:
         """`-it`, `-o json`, `-ojson`, `-o=json`."""
@@ -173,9 +180,12 @@ class _Reader:
                 raise HelpWanted
             if option.value:
                 text = token[index + 1 :].removeprefix("=") or self._following(option)
-                self.given[option.name] = _chosen(option, text)
+                self._give(option, _chosen(option, text))
                 return
-            self.given[option.name] = "true"
+            self._give(option, "true")
+
+    def _give(self, option: Option, text: str) -> None:
+        self.given.setdefault(option.name, []).append(text)
 
     def _option(self, name: str) -> Option:
         option = self._options.get(name)

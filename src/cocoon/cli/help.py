@@ -25,7 +25,8 @@ def render_group(path: str) -> str:
         if group == path:
             entries[verb] = summary
     if not path:
-        entries = {**GROUPS, "run": f"{COMMANDS['vm run'][1]} (vm run)", "ps": "List VMs (vm list)", **entries}
+        aliases = {word: f"{COMMANDS[target][1]} ({target})" for word, target in ALIASES.items() if " " not in word}
+        entries = {**GROUPS, **dict(sorted({**aliases, **entries}.items()))}
     lines += _columns(list(entries.items()))
     lines += ["", "Global options, before or after the command:", *_options(GLOBAL_OPTIONS)]
     lines += ["", "Examples:", *(f"  {example}" for example in GROUP_EXAMPLES[path])]
@@ -57,6 +58,8 @@ def _options(options: tuple[Option, ...]) -> list[str]:
         right = option.help
         if option.choices and len(option.choices) >= 4:
             right += ": " + ", ".join(option.choices)
+        if option.many:
+            right += "; may be repeated"
         if option.default:
             right += f" (default {option.default})"
         entries.append((left, right))

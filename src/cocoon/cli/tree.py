@@ -16,6 +16,7 @@ GROUPS = {
 COMMANDS = {
     "completion": ("system", "Print the completion script of a shell"),
     "doctor": ("system", "Show what this host can do, and what to do about the rest"),
+    "inspect": ("inspect", "Show everything about one VM or image"),
     "version": ("system", "Show the version"),
     "image import": ("image", "Make an image from a docker-archive, an OCI archive or an OCI layout"),
     "image inspect": ("image", "Show everything about one image"),
@@ -38,9 +39,18 @@ COMMANDS = {
     "vm stop": ("vm", "Stop VMs"),
 }
 
+# The words at the top are Docker's; `cli.docker` answers those that have no command.
 ALIASES = {
-    "run": "vm run",
+    "create": "vm create",
+    "images": "image list",
+    "logs": "vm logs",
     "ps": "vm list",
+    "pull": "image pull",
+    "rm": "vm rm",
+    "rmi": "image rm",
+    "run": "vm run",
+    "start": "vm start",
+    "stop": "vm stop",
     "vm ls": "vm list",
     "vm ps": "vm list",
     "image ls": "image list",
@@ -53,7 +63,7 @@ GLOBAL_OPTIONS = (
     Option(name="run-dir", value="DIR", completes="directory", default="<root-dir>/run", help="Sockets and locks"),
     Option(name="log-dir", value="DIR", completes="directory", default="<root-dir>/log", help="Console and VMM logs"),
     Option(name="dns", value="IP,...", default="8.8.8.8,1.1.1.1", help="Name servers that guests are given"),
-    Option(name="verbose", short="v", help="Say on stderr what is being done"),
+    Option(name="verbose", help="Say on stderr what is being done"),
     Option(name="help", short="h", help="Show help"),
 )
 
@@ -92,6 +102,8 @@ def _step(path: str, word: str) -> str:
     longer = ALIASES.get(longer, longer)
     if longer in GROUPS or longer in COMMANDS:
         return longer
+    if not path:
+        _refuse_dockers(word)
     known = words_after(path)
     if not path:
         known |= {verb.partition(" ")[2] for verb in COMMANDS}
@@ -99,6 +111,15 @@ def _step(path: str, word: str) -> str:
     where = f"cocoon {path}".rstrip()
     hint = f"did you mean '{_spell(path, near)}'?" if near else f"see: {where} --help"
     raise InvalidSpec(f"{path or 'cocoon'} has no command {printable(word)}", hint=hint)
+
+
+def _refuse_dockers(word: str) -> None:
+    """Raises InvalidSpec with what to use instead, when `word` is one of Docker's that cocoon has no command for."""
+    from cocoon.cli.docker import INSTEAD
+
+    if word in INSTEAD:
+        reason, instead = INSTEAD[word]
+        raise InvalidSpec(f"no {word} here: cocoon {reason}", hint=instead)
 
 
 def _spell(path: str, word: str) -> str:

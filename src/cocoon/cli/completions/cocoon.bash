@@ -27,6 +27,7 @@ _cocoon() {
                     ":vm") route="vm" ;;
                     ":completion") route="completion" ;;
                     ":doctor") route="doctor" ;;
+                    ":inspect") route="inspect" ;;
                     ":version") route="version" ;;
                     "image:import") route="image import" ;;
                     "image:inspect") route="image inspect" ;;
@@ -47,8 +48,16 @@ _cocoon() {
                     "vm:run") route="vm run" ;;
                     "vm:start") route="vm start" ;;
                     "vm:stop") route="vm stop" ;;
-                    ":run") route="vm run" ;;
+                    ":create") route="vm create" ;;
+                    ":images") route="image list" ;;
+                    ":logs") route="vm logs" ;;
                     ":ps") route="vm list" ;;
+                    ":pull") route="image pull" ;;
+                    ":rm") route="vm rm" ;;
+                    ":rmi") route="image rm" ;;
+                    ":run") route="vm run" ;;
+                    ":start") route="vm start" ;;
+                    ":stop") route="vm stop" ;;
                     "vm:ls") route="vm list" ;;
                     "vm:ps") route="vm list" ;;
                     "image:ls") route="image list" ;;
@@ -77,6 +86,7 @@ _cocoon() {
         case $route in
             "completion") flags="--config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "doctor") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "version") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image import") flags="--reference --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
@@ -102,11 +112,12 @@ _cocoon() {
         kind=$flags
     else
         case $route in
-            "") choices="image kernel vm completion doctor version run ps" ;;
+            "") choices="image kernel vm completion doctor inspect version create images logs ps pull rm rmi run start stop" ;;
             "image") choices="import inspect list pull rm ls" ;;
             "kernel") choices="add default list rm ls" ;;
             "vm") choices="console create debug inspect list logs rm run start stop ls ps" ;;
             "completion") kind="bash zsh fish" most=1 ;;
+            "inspect") kind="vm" most=1 ;;
             "image import") kind="file" most=2 ;;
             "image inspect") kind="image" most=1 ;;
             "image rm") kind="image" most=999 ;;
