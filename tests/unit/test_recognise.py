@@ -71,7 +71,7 @@ def test_disks_with_partitions() -> None:
         (b"<!DOCTYPE html>", Kind.PAGE),
         (b"\n<html>", Kind.PAGE),
         (b"<?xml version", Kind.PAGE),
-        (gzip.compress(b"x"), Kind.GZIP),
+        (gzip.compress(b"x", mtime=0), Kind.GZIP),
         (lzma.compress(b"x"), Kind.XZ),
         (zstd.compress(b"x"), Kind.ZSTD),
         (b"BZh91AY", Kind.BZIP2),
