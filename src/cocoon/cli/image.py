@@ -81,15 +81,10 @@ def _write_table(images: list[Image]) -> None:
         "ID": [image.id.removeprefix("sha256:")[:12] for image in images],
         "PLATFORM": [image.platform for image in images],
         "KERNEL": ["own" if image.boot_files else "-" for image in images],
-        "SIZE": [render_size(size_of(image)) for image in images],
+        "SIZE": [render_size(image.size_bytes) for image in images],
         "CREATED": ages(time.time(), [image.created_at for image in images]),
     }
     sys.stdout.write(render_table(columns, elastic=("NAME",)))
-
-
-def size_of(image: Image) -> int:
-    """Bytes of the image's blobs; what two images share counts in both."""
-    return sum({layer.blob: layer.size_bytes for layer in image.layers}.values())
 
 
 def summary(image: Image) -> dict[str, object]:
@@ -99,7 +94,7 @@ def summary(image: Image) -> dict[str, object]:
         "name": image.name,
         "platform": image.platform,
         "layers": len(image.layers),
-        "size_bytes": size_of(image),
+        "size_bytes": image.size_bytes,
         "own_kernel": image.boot_files is not None,
         "source": image.source,
         "created_at": render_time(image.created_at),

@@ -62,7 +62,7 @@ class Engine:
         The verbs are loaded only when there may be such ones. What cannot be removed is reported.
         """
         with world.store.read() as reader:
-            candidates, unpinned = reader.vms_to_remove(), reader.unpinned_layers()
+            candidates, unpinned = reader.vms_to_remove(), reader.unpinned_blobs()
         if unpinned or os.listdir(world.paths.work):
             from cocoon.engine import image
 

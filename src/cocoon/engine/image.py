@@ -30,7 +30,7 @@ class PullOptions(Value):
 
 
 class ImageRow(Value):
-    """An image with how much of it is its own, and how much other images use as well, in bytes of EROFS files."""
+    """An image with how much of it is its own, and how much other images use as well, in bytes of files."""
 
     image: Image
     size_bytes: int
@@ -95,7 +95,7 @@ def _make(world: World, source: ImageSource, name: str, *, progress: Progress | 
     image = execute(image_world, lambda _: plan, operation_id=operation_id)["assemble"]
     remove_tree(work_dir)
     if previous is not None:
-        blobs.free_layers(world.store, previous.layers)
+        blobs.free(world.store, previous.blobs)
     assert isinstance(image, Image)
     return image
 
@@ -107,11 +107,11 @@ def sweep(world: World) -> None:
 
         sweep_work(world)
     with world.store.read() as reader:
-        unpinned = reader.unpinned_layers()
+        unpinned = reader.unpinned_blobs()
     if unpinned:
         from cocoon.images import blobs
 
-        blobs.free_layers(world.store, unpinned)
+        blobs.free(world.store, unpinned)
 
 
 def list_images(world: World) -> list[ImageRow]:
@@ -121,13 +121,12 @@ def list_images(world: World) -> list[ImageRow]:
         images = reader.images()
     users: dict[str, set[str]] = {}
     for image in images:
-        for layer in image.layers:
-            users.setdefault(layer.blob, set()).add(image.id)
+        for blob in image.blobs:
+            users.setdefault(blob.sha256, set()).add(image.id)
     rows = []
     for image in images:
-        sizes = {layer.blob: layer.size_bytes for layer in image.layers}
-        shared = sum(size for blob, size in sizes.items() if len(users[blob]) > 1)
-        rows.append(ImageRow(image=image, size_bytes=sum(sizes.values()), shared_bytes=shared))
+        shared = sum(blob.size_bytes for blob in image.blobs if len(users[blob.sha256]) > 1)
+        rows.append(ImageRow(image=image, size_bytes=image.size_bytes, shared_bytes=shared))
     return rows
 
 
@@ -161,7 +160,7 @@ def inspect_image(world: World, ref: str) -> dict[str, object]:
         users = _vm_users(reader, image)
     plain = dict(to_plain(image))
     plain["names"] = names
-    plain["size_bytes"] = sum({layer.blob: layer.size_bytes for layer in image.layers}.values())
+    plain["size_bytes"] = image.size_bytes
     plain["used_by"] = [{"id": vm_id, "name": name} for vm_id, name in users]
     return plain
 
@@ -189,7 +188,7 @@ def remove_image(world: World, ref: str, *, force: bool = False) -> Image:
             _check_unused(transaction, image)
         for name in names:
             transaction.delete_image(name)
-    blobs.free_layers(world.store, image.layers)
+    blobs.free(world.store, image.blobs)
     return image
 
 
@@ -216,10 +215,8 @@ def _check_unused(transaction: Transaction, image: Image) -> None:
 
 def _vm_users(reader: Reader, image: Image) -> list[tuple[str, str]]:
     """Id and name of the VMs that were made from this image and need its blobs."""
-    if not image.layers:
-        return []
-    # A VM pins all blobs of its image, so those that pin the top one are the candidates.
-    pins = [pin for pin in reader.users(image.layers[-1].blob) if pin.owner_kind == "vm"]
+    # A VM pins all blobs of its image, so those that pin the last one are the candidates.
+    pins = [pin for blob in image.blobs[-1:] for pin in reader.users(blob.sha256) if pin.owner_kind == "vm"]
     found = [vm for vm in (reader.vm(pin.owner_id) for pin in pins) if vm is not None]
     return [(vm.id, vm.spec.name) for vm in found if vm.image_digest == image.id]
 

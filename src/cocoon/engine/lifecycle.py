@@ -150,18 +150,18 @@ def remove_vm(world: World, vm: VMRecord, *, force: bool) -> None:
             on_undo=(SetVMState(vm_id=now.id, state=VMState.ERROR, exit_reason="the last removal failed"),),
         )
         execute(world, _begin(world, now, state=VMState.REMOVING, plan=plan))
-    _free_layers(world, now)
+    _free_blobs(world, now)
 
 
-def _free_layers(world: World, vm: VMRecord) -> None:
-    """Removes those layers of a VM that has gone that nothing needs any more: its image went before it."""
-    paths = {disk.path for disk in vm.disks if disk.role is DiskRole.LAYER}
+def _free_blobs(world: World, vm: VMRecord) -> None:
+    """Removes those blobs of a VM that has gone that nothing needs any more: its image went before it."""
+    paths = {disk.path for disk in vm.disks if disk.role is DiskRole.LAYER} | {disk.backing for disk in vm.disks}
     with world.store.read() as reader:
-        layers = [layer for layer in reader.layers() if world.paths.blob(layer.blob) in paths]
-    if layers:
+        found = [blob for blob in reader.blobs().values() if f"{world.paths.blobs}/{blob.file_name}" in paths]
+    if found:
         from cocoon.images import blobs
 
-        blobs.free_layers(world.store, layers)
+        blobs.free(world.store, found)
 
 
 def sweep(world: World) -> list[str]:

@@ -125,7 +125,7 @@ def _make(world: World, prepared: Prepared, *, start: bool) -> VMRecord:
 def check_still_there(reader: Reader, request: Request) -> None:
     """Raises InvalidState when the image or kernel was removed since it was looked up; once pinned it cannot be."""
     blobs = reader.blobs()
-    if any(layer.blob not in blobs for layer in request.image.layers):
+    if any(blob.sha256 not in blobs for blob in request.image.blobs):
         raise InvalidState(f"image {request.image.name} was removed meanwhile", hint="pull or import it again")
     if request.kernel is not None and all(kernel.id != request.kernel.id for kernel in reader.kernels()):
         raise InvalidState(f"kernel {request.kernel.name} was removed meanwhile", hint="cocoon kernel list")
@@ -133,7 +133,7 @@ def check_still_there(reader: Reader, request: Request) -> None:
 
 def pinned_digests(request: Request) -> tuple[str, ...]:
     """What must stay as long as the VM does: its blobs, and its kernel or the boot files of its image."""
-    blobs = tuple(layer.blob for layer in request.image.layers)
+    blobs = tuple(blob.sha256 for blob in request.image.blobs)
     if request.kernel is not None:
         return (*blobs, request.kernel.id)
     files = request.image.boot_files

@@ -1,6 +1,6 @@
 """How files get into and out of blobs/ and boot/, beside other commands that do the same.
 
-    work/<operation>/<sha256>.erofs   a blob that this operation has made or goes on to use
+    work/<operation>/<sha256>.erofs   a blob that this operation has made or goes on to use (.qcow2: of a disk)
     blobs/<sha256>.erofs              the same file under its name: a second link
 
 Files appear under their names before the rows that name them, and disappear after those. Both happen under the
@@ -11,19 +11,20 @@ pulls of one image, or a pull and a removal, cannot take the ground from under e
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cocoon.errors import InvalidState
 from cocoon.host.failpoint import failpoint
 from cocoon.host.files import fsync_directory, host_fault, make_directory, remove_tree
 from cocoon.images.bootfiles import read_index
 from cocoon.images.convert import ConvertedLayer
-from cocoon.model.image import Layer
+from cocoon.images.untrusted import BuiltFile
+from cocoon.model.image import Blob, Image, Layer
 from cocoon.paths import Paths
 from cocoon.store.reader import Reader
 from cocoon.store.store import Store
 
-SUFFIX = ".erofs"
+SUFFIXES = (".erofs", ".qcow2")
 FREEING = "free-"  # Begins the names of directories in work/ whose blobs are on their way out.
 
 
@@ -44,16 +45,30 @@ def publish(store: Store, work_dir: str, converted: Iterable[ConvertedLayer], *,
     A blob that is there already stays, as it has the same content, unless `replace` says that it is not to be trusted.
     Raises HostFault.
     """
-    paths = store.paths
     converted = list(converted)
+    publish_files(store, work_dir, [item.blob for item in converted], boot_files_of=converted, replace=replace)
+
+
+def publish_files(
+    store: Store,
+    work_dir: str,
+    files: Iterable[BuiltFile],
+    *,
+    boot_files_of: Sequence[ConvertedLayer] = (),
+    replace: bool = False,
+) -> None:
+    """`publish` for blobs of any kind, and for the boot files of some layers at the same moment. Raises HostFault."""
+    paths = store.paths
+    files = list(files)
     try:
-        for item in converted:
-            claim = f"{work_dir}/{item.blob.sha256}{SUFFIX}"
+        for file in files:
+            claim = f"{work_dir}/{file.blob.file_name}"
             if not os.path.exists(claim):
-                os.rename(item.blob.path, claim)
+                os.rename(file.path, claim)
         with store.write():
-            for item in converted:
-                _publish_blob(paths, work_dir, item, replace=replace)
+            for file in files:
+                _publish_blob(paths, work_dir, file.blob, replace=replace)
+            for item in boot_files_of:
                 _publish_boot_files(paths, work_dir, item)
     except OSError as error:
         raise host_fault("put an image's files in place", error) from error
@@ -61,12 +76,12 @@ def publish(store: Store, work_dir: str, converted: Iterable[ConvertedLayer], *,
     fsync_directory(paths.boot)
 
 
-def _publish_blob(paths: Paths, work_dir: str, item: ConvertedLayer, *, replace: bool) -> None:
-    own, name = f"{work_dir}/{item.blob.sha256}{SUFFIX}", paths.blob(item.blob.sha256)
+def _publish_blob(paths: Paths, work_dir: str, blob: Blob, *, replace: bool) -> None:
+    own, name = f"{work_dir}/{blob.file_name}", f"{paths.blobs}/{blob.file_name}"
     try:
         os.link(own, name)
     except FileExistsError:
-        if not replace and os.stat(name, follow_symlinks=False).st_size == item.blob.size_bytes:
+        if not replace and os.stat(name, follow_symlinks=False).st_size == blob.size_bytes:
             return
         # VMs that have the old file open keep it.
         os.link(own, f"{own}.new")
@@ -88,28 +103,40 @@ def claim(store: Store, work_dir: str, layers: Iterable[Layer]) -> list[Layer]:
     kept = []
     with store.write() as transaction:
         for layer in layers:
-            name = store.paths.blob(layer.blob)
-            if transaction.layer(layer.digest) != layer:
-                continue
-            try:
-                if os.stat(name, follow_symlinks=False).st_size != layer.size_bytes:
-                    continue
-                os.link(name, f"{work_dir}/{layer.blob}{SUFFIX}")
-            except FileExistsError:
-                pass  # Two layers of the image are one blob.
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise host_fault(f"link {name}", error) from error
-            kept.append(layer)
+            blob = Blob(sha256=layer.blob, size_bytes=layer.size_bytes)
+            if transaction.layer(layer.digest) == layer and _hold(store.paths, work_dir, blob):
+                kept.append(layer)
     return kept
 
 
-def check_published(blobs_dir: str, layers: Iterable[Layer]) -> None:
+def claim_disk(store: Store, work_dir: str, image: Image) -> bool:
+    """Whether the disk of `image`, which the store has, is whole; it stays while `work_dir` exists."""
+    with store.write() as transaction:
+        known = transaction.blobs()
+        return all(blob.sha256 in known and _hold(store.paths, work_dir, blob) for blob in image.blobs)
+
+
+def _hold(paths: Paths, work_dir: str, blob: Blob) -> bool:
+    """Gives a whole blob a second link in `work_dir`; False when it is not whole."""
+    name = f"{paths.blobs}/{blob.file_name}"
+    try:
+        if os.stat(name, follow_symlinks=False).st_size != blob.size_bytes:
+            return False
+        os.link(name, f"{work_dir}/{blob.file_name}")
+    except FileExistsError:
+        return True  # Two layers of the image are one blob.
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise host_fault(f"link {name}", error) from error
+    return True
+
+
+def check_published(blobs_dir: str, blobs: Iterable[Blob]) -> None:
     """Every blob is there; asked within the commit that names them. Raises InvalidState."""
-    for layer in layers:
-        if not os.path.isfile(f"{blobs_dir}/{layer.blob}{SUFFIX}"):
-            raise InvalidState(f"blob {layer.blob[:12]} vanished while the image was made", hint="try again")
+    for blob in blobs:
+        if not os.path.isfile(f"{blobs_dir}/{blob.file_name}"):
+            raise InvalidState(f"blob {blob.sha256[:12]} vanished while the image was made", hint="try again")
 
 
 def withdraw(store: Store, work_dir: str) -> None:
@@ -123,14 +150,14 @@ def withdraw(store: Store, work_dir: str) -> None:
         return
     except OSError as error:
         raise host_fault(f"read {work_dir}", error) from error
-    blobs = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
-    if blobs:
-        collect(store, blobs, own_work_dir=work_dir)
+    claims = [name for name in names if name.endswith(SUFFIXES)]
+    if claims:
+        collect(store, claims, own_work_dir=work_dir)
     remove_tree(work_dir)
 
 
-def collect(store: Store, blobs: Iterable[str], *, own_work_dir: str = "") -> None:
-    """Removes the files of those blobs that no row and no operation names, and boot files without a layer."""
+def collect(store: Store, file_names: Iterable[str], *, own_work_dir: str = "") -> None:
+    """Removes those files of blobs that no row and no operation names, and boot files without a layer."""
     import secrets
 
     paths = store.paths
@@ -138,40 +165,39 @@ def collect(store: Store, blobs: Iterable[str], *, own_work_dir: str = "") -> No
     trash = f"{paths.work}/trash-{secrets.token_hex(8)}"
     try:
         with store.write() as transaction:
-            known = transaction.blobs()
-            for blob in blobs:
-                if blob not in known and not _is_claimed(paths, blob, own_work_dir):
-                    _move(paths.blob(blob), trash)
+            known = {blob.file_name for blob in transaction.blobs().values()}
+            for name in file_names:
+                if name not in known and not _is_claimed(paths, name, own_work_dir):
+                    _move(f"{paths.blobs}/{name}", trash)
             for path in _boot_orphans(transaction, paths, own_operation=os.path.basename(own_work_dir)):
                 _move(path, trash)
     finally:
         remove_tree(trash)
 
 
-def free_layers(store: Store, layers: Iterable[Layer]) -> None:
-    """Removes rows and files of those layers whose blobs nobody pins any more. Raises HostFault.
+def free(store: Store, blobs: Iterable[Blob]) -> None:
+    """Removes rows and files of those blobs that nobody pins any more, with their layers' rows. Raises HostFault.
 
     While their rows go the files have a second link in work/, by which `sweep_work` finds them should we die.
     """
     import secrets
 
     failpoint("image.free:begin")
-    blobs = {layer.blob for layer in layers}
     with store.read() as reader:
-        blobs = {blob for blob in blobs if not reader.users(blob)}
-    if not blobs:
+        unused = {blob for blob in blobs if not reader.users(blob.sha256)}
+    if not unused:
         return
     claims = f"{store.paths.work}/{FREEING}{secrets.token_hex(8)}"
     make_directory(claims)
     try:
-        for blob in blobs:
-            _claim_file(store.paths.blob(blob), f"{claims}/{blob}{SUFFIX}")
+        for blob in unused:
+            _claim_file(f"{store.paths.blobs}/{blob.file_name}", f"{claims}/{blob.file_name}")
         with store.write() as transaction:
-            unused = [blob for blob in blobs if not transaction.users(blob)]
+            unused = {blob for blob in unused if not transaction.users(blob.sha256)}
             for blob in unused:
-                transaction.forget_blob(blob)
+                transaction.forget_blob(blob.sha256)
         failpoint("image.free:forgotten")
-        collect(store, unused, own_work_dir=claims)
+        collect(store, [blob.file_name for blob in unused], own_work_dir=claims)
     finally:
         remove_tree(claims)
 
@@ -185,9 +211,9 @@ def _claim_file(name: str, link: str) -> None:
         raise host_fault(f"link {name}", error) from error
 
 
-def _is_claimed(paths: Paths, blob: str, own_work_dir: str) -> bool:
+def _is_claimed(paths: Paths, file_name: str, own_work_dir: str) -> bool:
     work_dirs = (f"{paths.work}/{name}" for name in os.listdir(paths.work) if not name.startswith(FREEING))
-    return any(path != own_work_dir and os.path.exists(f"{path}/{blob}{SUFFIX}") for path in work_dirs)
+    return any(path != own_work_dir and os.path.exists(f"{path}/{file_name}") for path in work_dirs)
 
 
 def _boot_orphans(reader: Reader, paths: Paths, *, own_operation: str) -> list[str]:

@@ -12,8 +12,9 @@ from cocoon.errors import Corrupt
 from cocoon.host.archive import BLOCK, END_MARKER, TarScanner, directory_block
 from cocoon.images.bootfiles import BootScanner, LayerScan
 from cocoon.images.decompress import Decompressor, plain_limit
-from cocoon.images.erofs import Build, Builder, BuiltFile
+from cocoon.images.erofs import Build, Builder
 from cocoon.images.source import SourceLayer
+from cocoon.images.untrusted import BuiltFile
 from cocoon.value import Value
 
 ROOT_MODE = 0o755

@@ -17,8 +17,9 @@ from cocoon.errors import CommandFailed, InvalidSpec, NotFound, Unsupported
 from cocoon.host.command import Sandbox, find_program, run, start
 from cocoon.host.fed_program import FedProgram, make_feed
 from cocoon.host.files import host_fault, make_directory
+from cocoon.images.untrusted import BuiltFile, draw_uid, take_over
 from cocoon.paths import LIBEXEC_DIR
-from cocoon.units import GIB, MIB, printable
+from cocoon.units import GIB, printable
 from cocoon.value import Value
 
 OLDEST_VERSION = (1, 8)
@@ -31,8 +32,6 @@ FILE_BYTES = 4 * 1024**4
 # 1.8.6 opens its output once more for every file that waits for a compressing thread, and hangs when it cannot.
 OPEN_FILES = 16_384
 CPU_S = 3600
-COPY_BYTES = 1 * MIB
-UID_SPAN = 100_000  # Uids below those of the VMs, drawn by lot for each run.
 COMPRESSION = {
     "none": (),
     "lz4": ("-zlz4", "-C4096"),
@@ -51,14 +50,6 @@ class Builder(Value):
     version: str
     compression: tuple[str, ...]
     uid_base: int
-
-
-class BuiltFile(Value):
-    """A finished EROFS file of ours at `path`: durable, root's, 0444; `sha256` in hex."""
-
-    path: str
-    sha256: str
-    size_bytes: int
 
 
 def find_builder(config: Config) -> Builder:
@@ -106,11 +97,9 @@ class Build:
     """One run of mkfs.erofs in the new directory `directory`: `write` the tar, then `finish`; `kill` in any case."""
 
     def __init__(self, builder: Builder, directory: str, diff_id: str) -> None:
-        import secrets
-
         self._directory = directory
         self._fd = self._tmp_fd = -1
-        uid = builder.uid_base - 1 - secrets.randbelow(UID_SPAN)
+        uid = draw_uid(builder.uid_base)
         make_directory(directory)
         try:
             make_directory(f"{directory}/tmp", uid=uid)
@@ -157,7 +146,7 @@ class Build:
         """Waits for mkfs.erofs and makes the durable file `path` of its result. Raises CommandFailed, HostFault."""
         self._program.finish()
         try:
-            return _take_over(self._fd, path)
+            return take_over(self._fd, path, suffix="erofs")
         except OSError as error:
             raise host_fault(f"write {path}", error) from error
         finally:
@@ -173,23 +162,3 @@ class Build:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._tmp_fd = -1
-
-
-def _take_over(source: int, path: str) -> BuiltFile:
-    """Copies what a stranger's process wrote into a file of ours, which has the hash that is returned."""
-    from hashlib import sha256
-
-    digest, size = sha256(), 0
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        while chunk := os.pread(source, COPY_BYTES, size):
-            digest.update(chunk)
-            view = memoryview(chunk)
-            size += len(chunk)
-            while view:
-                view = view[os.write(target, view) :]
-        os.fchmod(target, 0o444)
-        os.fsync(target)
-    finally:
-        os.close(target)
-    return BuiltFile(path=path, sha256=digest.hexdigest(), size_bytes=size)

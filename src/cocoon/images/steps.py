@@ -75,7 +75,7 @@ class PutImage(RowChange):
         """Raises InvalidState when a file vanished meanwhile."""
         image = outputs["assemble"]
         assert isinstance(image, Image)
-        blobs.check_published(self.blobs_dir, image.layers)
+        blobs.check_published(self.blobs_dir, image.blobs)
         transaction.put_image(image)
 
 

@@ -5,6 +5,19 @@ from __future__ import annotations
 from cocoon.value import Value
 
 
+class Blob(Value):
+    """One file of the store that images are made of, by its own SHA-256 in hex; `suffix` is "erofs" or "qcow2"."""
+
+    sha256: str
+    size_bytes: int
+    suffix: str = "erofs"
+
+    @property
+    def file_name(self) -> str:
+        """Its name in `Paths.blobs`."""
+        return f"{self.sha256}.{self.suffix}"
+
+
 class Layer(Value):
     """One layer, bottom first in its image.
 
@@ -70,3 +83,16 @@ class Image(Value):
     created_at: float
     source: str
     disk: BaseDisk | None = None
+
+    @property
+    def blobs(self) -> tuple[Blob, ...]:
+        """Every file that the image needs, each once, in the order of its layers."""
+        found = {layer.blob: Blob(sha256=layer.blob, size_bytes=layer.size_bytes) for layer in self.layers}
+        if self.disk is not None:
+            found[self.disk.blob] = Blob(sha256=self.disk.blob, size_bytes=self.disk.size_bytes, suffix="qcow2")
+        return tuple(found.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all these files; what two images share counts in both."""
+        return sum(blob.size_bytes for blob in self.blobs)

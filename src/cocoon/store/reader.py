@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from cocoon.errors import Ambiguous, NotFound
-from cocoon.model.image import Image, Layer
+from cocoon.model.image import Blob, Image, Layer
 from cocoon.model.kernel import Kernel
 from cocoon.model.operation import Debt, Operation, Pin
 from cocoon.model.vm import VMRecord
@@ -118,14 +118,14 @@ class Reader:
         """Every converted layer."""
         return [_layer(row) for row in self._rows(f"{_LAYERS} ORDER BY layer.digest")]
 
-    def unpinned_layers(self) -> list[Layer]:
-        """Converted layers that nothing needs: what a command left that died in the middle of a removal."""
-        where = "WHERE NOT EXISTS (SELECT 1 FROM pin WHERE pin.blob = layer.blob)"
-        return [_layer(row) for row in self._rows(f"{_LAYERS} {where} ORDER BY layer.digest")]
+    def blobs(self) -> dict[str, Blob]:
+        """Every blob, by its SHA-256."""
+        return {blob.sha256: blob for blob in map(_blob, self._rows(_BLOBS))}
 
-    def blobs(self) -> dict[str, int]:
-        """Size in bytes by SHA-256."""
-        return {str(name): int(size) for name, size in self._rows("SELECT sha256, size_bytes FROM blob")}
+    def unpinned_blobs(self) -> list[Blob]:
+        """Blobs that nothing needs: what a command left that died in the middle of a removal."""
+        where = "WHERE NOT EXISTS (SELECT 1 FROM pin WHERE pin.blob = blob.sha256)"
+        return [_blob(row) for row in self._rows(f"{_BLOBS} {where} ORDER BY sha256")]
 
     def users(self, blob: str) -> list[Pin]:
         """The pins on one blob, kernel or set of boot files, by its digest."""
@@ -211,6 +211,7 @@ class Reader:
 
 
 _IMAGES = "SELECT image.body, tag.name, tag.source FROM tag JOIN image ON image.id = tag.image_id"
+_BLOBS = "SELECT sha256, size_bytes, suffix FROM blob"
 _LAYERS = (
     "SELECT layer.digest, layer.diff_id, layer.blob, blob.size_bytes FROM layer JOIN blob ON blob.sha256 = layer.blob"
 )
@@ -219,6 +220,10 @@ _LAYERS = (
 def _image(row: Row) -> Image:
     body, name, source = row
     return decode(Image, str(body), f"the record of image {name}").replace(name=name, source=source)
+
+
+def _blob(row: Row) -> Blob:
+    return Blob(sha256=row[0], size_bytes=row[1], suffix=row[2])
 
 
 def _layer(row: Row) -> Layer:

@@ -6,7 +6,7 @@ import sqlite3
 import time
 
 from cocoon.errors import AlreadyExists, InvalidState, NotFound
-from cocoon.model.image import Image, Layer
+from cocoon.model.image import Blob, Image, Layer
 from cocoon.model.kernel import Kernel
 from cocoon.model.operation import Operation
 from cocoon.model.vm import VMRecord
@@ -97,8 +97,10 @@ class Transaction(Reader):
     # Images, layers, pins
 
     def put_image(self, image: Image) -> None:
-        """Adds the image under its name, with its layers, and pins their blobs; a name it had goes over to it."""
+        """Adds the image under its name, with its layers, and pins its blobs; a name it had goes over to it."""
         previous = self._rows("SELECT image_id FROM tag WHERE name = ?", image.name)
+        for blob in image.blobs:
+            self.put_blob(blob)
         for layer in image.layers:
             self.put_layer(layer)
         query = "INSERT INTO image (id, created_at, body) VALUES (?, ?, ?)"
@@ -107,8 +109,8 @@ class Transaction(Reader):
         query = "INSERT OR REPLACE INTO tag (name, image_id, source, created_at) VALUES (?, ?, ?, ?)"
         self._execute(query, image.name, image.id, image.source, image.created_at)
         self.unpin("image", image.id)
-        for layer in image.layers:
-            self.pin(layer.blob, "image", image.id)
+        for blob in image.blobs:
+            self.pin(blob.sha256, "image", image.id)
         if previous and previous[0][0] != image.id:
             self._forget_image_without_name(str(previous[0][0]))
 
@@ -120,10 +122,14 @@ class Transaction(Reader):
         self._execute("DELETE FROM tag WHERE name = ?", name)
         self._forget_image_without_name(str(rows[0][0]))
 
+    def put_blob(self, blob: Blob) -> None:
+        """Records a blob, whose file must be durable already."""
+        query = "INSERT INTO blob (sha256, size_bytes, suffix, created_at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        self._execute(query, blob.sha256, blob.size_bytes, blob.suffix, time.time())
+
     def put_layer(self, layer: Layer) -> None:
         """Records a converted layer and its blob, whose file must be durable already."""
-        query = "INSERT INTO blob (sha256, size_bytes, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-        self._execute(query, layer.blob, layer.size_bytes, time.time())
+        self.put_blob(Blob(sha256=layer.blob, size_bytes=layer.size_bytes))
         query = "INSERT OR REPLACE INTO layer (digest, diff_id, blob) VALUES (?, ?, ?)"
         self._execute(query, layer.digest, layer.diff_id, layer.blob)
 
