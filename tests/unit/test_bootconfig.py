@@ -10,12 +10,10 @@ from cocoon.guest.bootconfig import (
     MAX_STRING_BYTES,
     BootConfig,
     GuestNIC,
-    guest_arguments,
     is_init,
     parse_stop_signal,
     render_boot_config,
 )
-from cocoon.model.image import ImageConfig
 
 
 def config(**changes) -> BootConfig:
@@ -103,13 +101,6 @@ def test_stop_signals(text, number):
 def test_wrong_stop_signals(text):
     with pytest.raises(InvalidSpec):
         parse_stop_signal(text)
-
-
-def test_the_command_replaces_the_images_but_not_its_entrypoint():
-    image = ImageConfig(entrypoint=("/entry",), command=("serve",))
-    assert guest_arguments(image, ()) == ("/entry", "serve")
-    assert guest_arguments(image, ("sh",)) == ("/entry", "sh")
-    assert guest_arguments(ImageConfig(), ()) == ()
 
 
 def test_an_init_becomes_pid_1():

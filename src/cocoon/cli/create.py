@@ -10,9 +10,10 @@ from cocoon.cli.grammar import Call, Command, Option, see_help
 from cocoon.cli.image import ensure_image
 from cocoon.cli.options import HYPERVISORS, OUTPUT, checked_reference
 from cocoon.cli.output import say, write_json, write_line
+from cocoon.cli.process import PROCESS_OPTIONS, read_environment
 from cocoon.engine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_BYTES, DEFAULT_STORAGE_BYTES, check_spec
 from cocoon.errors import InvalidSpec
-from cocoon.model.vm import VMRecord, VMSpec
+from cocoon.model.vm import ProcessSpec, VMRecord, VMSpec
 
 
 def _create(context: Context, call: Call) -> int:
@@ -94,11 +95,26 @@ def read_spec(call: Call, context: Context) -> VMSpec:
         command=tuple(command),
         foreground=call.is_on("foreground"),
         remove_on_exit=call.is_on("rm"),
+        process=_process(call),
     )
     if call.has("name") and not spec.name:
         raise InvalidSpec("--name is empty", hint="leave it out to have one made from the image's name")
     check_spec(spec)
     return spec
+
+
+def _process(call: Call) -> ProcessSpec:
+    """What the options with Docker's names say of the command."""
+    entrypoint = call.text("entrypoint")
+    return ProcessSpec(
+        environment=read_environment(call),
+        working_dir=call.text("workdir"),
+        user=call.text("user"),
+        entrypoint=((entrypoint,) if entrypoint else ()) if call.has("entrypoint") else None,
+        hostname=call.text("hostname"),
+        interactive=call.is_on("interactive"),
+        tty=call.is_on("tty"),
+    )
 
 
 def _cpus(call: Call) -> int:
@@ -131,6 +147,9 @@ _SPEC_OPTIONS = (
     Option(name="kernel", value="KERNEL", completes="kernel", help="Kernel for an image that brings none"),
     Option(name="hugepages", help="Back the memory with huge pages"),
     Option(name="insecure", help="Start even where a required protection is not to be had"),
+    *PROCESS_OPTIONS,
+    Option(name="entrypoint", value="PROGRAM", help="Run this instead of the image's entrypoint and command"),
+    Option(name="hostname", value="NAME", help="Host name of the guest; the VM's name when not given"),
 )  # fmt: skip
 _RM = Option(name="rm", help="Remove the VM when it ends")
 _RUN_OPTIONS = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cocoon.guest.bootconfig import CONFIG_SERIAL, BootConfig, GuestNIC, guest_arguments, render_boot_config
+from cocoon.engine.process import draw_process
+from cocoon.guest.bootconfig import CONFIG_SERIAL, BootConfig, GuestNIC, render_boot_config
 from cocoon.guest.cmdline import (
     COW_SERIAL,
     CommandLineFacts,
@@ -91,14 +92,14 @@ def draw_disks(request: Request, paths: Paths) -> tuple[Disk, ...]:
 
 def draw_boot_config(request: Request, allotment: Allotment, backend: Hypervisor) -> bytes:
     """The content of the configuration disk of a VM that boots our own initramfs."""
-    config = request.image.config
+    config = draw_process(request.image.config, request.spec.process, request.spec.command)
     layers, cow, _ = _disk_references(request, backend)
     return render_boot_config(
         BootConfig(
             layers=layers,
             cow=cow,
-            hostname=allotment.name,
-            arguments=guest_arguments(config, request.spec.command),
+            hostname=_hostname(request, allotment),
+            arguments=config.entrypoint + config.command,
             environment=config.environment,
             user=config.user,
             working_dir=config.working_dir,
@@ -131,8 +132,13 @@ def _draw_cmdline(request: Request, allotment: Allotment, *, backend: Hypervisor
     )
     if request.kernel is not None:
         return render_engine_cmdline(words, config_disk=config)
-    network = render_network(allotment.nics, hostname=allotment.name, dns=request.dns)
-    return render_image_cmdline(words, layers=layers, cow=cow, hostname=allotment.name, network=network)
+    hostname = _hostname(request, allotment)
+    network = render_network(allotment.nics, hostname=hostname, dns=request.dns)
+    return render_image_cmdline(words, layers=layers, cow=cow, hostname=hostname, network=network)
+
+
+def _hostname(request: Request, allotment: Allotment) -> str:
+    return request.spec.process.hostname or allotment.name
 
 
 def _disk_references(request: Request, backend: Hypervisor) -> tuple[tuple[str, ...], str, str]:

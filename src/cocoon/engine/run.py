@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from cocoon.engine.draw import Allotment, Request, draw_boot_config, draw_record
 from cocoon.engine.lifecycle import plan_start_steps
+from cocoon.engine.process import check_applies
 from cocoon.engine.spec import check_spec, derive_name, make_id
 from cocoon.errors import AlreadyExists, InvalidSpec, InvalidState, NotFound
 from cocoon.host.facts import gather_facts
@@ -62,11 +63,14 @@ def prepare(world: World, spec: VMSpec, image: Image) -> Prepared:
     with world.store.read() as reader:
         if spec.name and (other := reader.vm_named(spec.name)):
             raise AlreadyExists(f"VM name {spec.name} is taken (by {other.id[:8]})", hint="choose another --name")
+    kernel = find_kernel(world, spec, image)
+    if kernel is None:
+        check_applies(spec, image)
     request = Request(
         vm_id=make_id(),
         spec=spec,
         image=image,
-        kernel=find_kernel(world, spec, image),
+        kernel=kernel,
         hypervisor=backend.name,
         hypervisor_version=facts.binaries[backend.name].version,
         passed_over=passed_over,

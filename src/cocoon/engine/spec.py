@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from cocoon.errors import InvalidSpec
-from cocoon.model.vm import VMSpec
+from cocoon.model.vm import ProcessSpec, VMSpec
 from cocoon.units import MIB, parse_name, printable, render_size
 
 DEFAULT_CPUS = 2
@@ -51,6 +51,10 @@ def check_spec(spec: VMSpec) -> None:
         raise InvalidSpec(f"the command is longer than {render_size(MAX_ARGUMENTS_BYTES)}")
     if any("\0" in argument for argument in spec.command):
         raise InvalidSpec("the command holds a NUL character")
+    if spec.process != ProcessSpec():
+        from cocoon.engine.process import check_process
+
+        check_process(spec.process)
 
 
 def _check_size(flag: str, size_bytes: int, *, least: int, most: int) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import signal
 
 from cocoon.errors import InvalidSpec
-from cocoon.model.image import ImageConfig
 from cocoon.units import printable
 from cocoon.value import Value
 
@@ -67,11 +66,6 @@ class BootConfig(Value):
     nics: tuple[GuestNIC, ...] = ()
     dns: tuple[str, ...] = ()
     reboots: bool = False
-
-
-def guest_arguments(config: ImageConfig, command: tuple[str, ...]) -> tuple[str, ...]:
-    """What the guest runs: the image's entrypoint, then `command` or else the image's own (Docker's rule)."""
-    return config.entrypoint + (command or config.command)
 
 
 def is_init(arguments: tuple[str, ...]) -> bool:

@@ -96,6 +96,32 @@ class FirmwareBoot(Value):
 Boot = DirectBoot | FirmwareBoot
 
 
+class ProcessSpec(Value):
+    """What a user wants of the guest's command, over what its image says; empty leaves it as the image has it.
+
+    `environment` holds `K=V`, and `K` alone for a variable of the image's that is to go; a later one wins.
+    `entrypoint` None is the image's, () none. `user` is `name|uid[:group|gid]`. `attached`: its standard streams are
+    the control channel's main session, and it waits for the host to join; with `tty` they are a terminal. Without
+    `interactive` it reads nothing.
+    """
+
+    environment: tuple[str, ...] = ()
+    working_dir: str = ""
+    user: str = ""
+    entrypoint: tuple[str, ...] | None = None
+    hostname: str = ""
+    interactive: bool = False
+    tty: bool = False
+    attached: bool = False
+
+
+class VolumeSpec(Value):
+    """A file or directory of the host, absolute, that the guest sees read-only at `guest_path`, as it was then."""
+
+    host_path: str
+    guest_path: str
+
+
 class VMSpec(Value):
     """What a user asked for, parsed and checked for itself; sizes in bytes."""
 
@@ -112,6 +138,8 @@ class VMSpec(Value):
     command: tuple[str, ...]
     foreground: bool
     remove_on_exit: bool
+    process: ProcessSpec = ProcessSpec()
+    volumes: tuple[VolumeSpec, ...] = ()
 
 
 class ProcessRef(Value):

@@ -10,7 +10,7 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
             continue
         end
         switch $word
-            case --config --root-dir --run-dir --log-dir --dns --output --reference --platform --name --modules --escape-char --cpu --memory --storage --nics --hypervisor --kernel --tail --timeout -o -m -n
+            case --config --root-dir --run-dir --log-dir --dns --output --reference --platform --name --modules --escape-char --cpu --memory --storage --nics --hypervisor --kernel --env --env-file --workdir --user --entrypoint --hostname --tail --timeout -o -m -e -w -u -n
                 set waiting $word
             case '-*'
             case '*'
@@ -206,6 +206,12 @@ complete -c cocoon -n '__cocoon_at "vm create"' -l fc -d 'Short for --hypervisor
 complete -c cocoon -n '__cocoon_at "vm create"' -l kernel -d 'Kernel for an image that brings none' -r -f -a '(__cocoon_names kernel)'
 complete -c cocoon -n '__cocoon_at "vm create"' -l hugepages -d 'Back the memory with huge pages'
 complete -c cocoon -n '__cocoon_at "vm create"' -l insecure -d 'Start even where a required protection is not to be had'
+complete -c cocoon -n '__cocoon_at "vm create"' -s e -l env -d 'Set a variable; K alone takes this shells value' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l env-file -d 'Set the variables of a file, K=V lines' -r -F
+complete -c cocoon -n '__cocoon_at "vm create"' -s w -l workdir -d 'Directory in the guest to run in' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -s u -l user -d 'Run as this user: name|uid[:group|gid]' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l entrypoint -d 'Run this instead of the images entrypoint and command' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l hostname -d 'Host name of the guest; the VMs name when not given' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l rm -d 'Remove the VM when it ends'
 complete -c cocoon -n '__cocoon_at "vm create"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "vm create" 1' -f -a '(__cocoon_names image)'
@@ -219,6 +225,12 @@ complete -c cocoon -n '__cocoon_at "vm debug"' -l fc -d 'Short for --hypervisor 
 complete -c cocoon -n '__cocoon_at "vm debug"' -l kernel -d 'Kernel for an image that brings none' -r -f -a '(__cocoon_names kernel)'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l hugepages -d 'Back the memory with huge pages'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l insecure -d 'Start even where a required protection is not to be had'
+complete -c cocoon -n '__cocoon_at "vm debug"' -s e -l env -d 'Set a variable; K alone takes this shells value' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l env-file -d 'Set the variables of a file, K=V lines' -r -F
+complete -c cocoon -n '__cocoon_at "vm debug"' -s w -l workdir -d 'Directory in the guest to run in' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -s u -l user -d 'Run as this user: name|uid[:group|gid]' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l entrypoint -d 'Run this instead of the images entrypoint and command' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l hostname -d 'Host name of the guest; the VMs name when not given' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "vm debug" 1' -f -a '(__cocoon_names image)'
 complete -c cocoon -n '__cocoon_at "vm inspect"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
@@ -243,6 +255,12 @@ complete -c cocoon -n '__cocoon_at "vm run"' -l fc -d 'Short for --hypervisor fi
 complete -c cocoon -n '__cocoon_at "vm run"' -l kernel -d 'Kernel for an image that brings none' -r -f -a '(__cocoon_names kernel)'
 complete -c cocoon -n '__cocoon_at "vm run"' -l hugepages -d 'Back the memory with huge pages'
 complete -c cocoon -n '__cocoon_at "vm run"' -l insecure -d 'Start even where a required protection is not to be had'
+complete -c cocoon -n '__cocoon_at "vm run"' -s e -l env -d 'Set a variable; K alone takes this shells value' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l env-file -d 'Set the variables of a file, K=V lines' -r -F
+complete -c cocoon -n '__cocoon_at "vm run"' -s w -l workdir -d 'Directory in the guest to run in' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -s u -l user -d 'Run as this user: name|uid[:group|gid]' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l entrypoint -d 'Run this instead of the images entrypoint and command' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l hostname -d 'Host name of the guest; the VMs name when not given' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -s i -l interactive -d 'Attach to the console'
 complete -c cocoon -n '__cocoon_at "vm run"' -s t -l tty -d 'Attach to the console'
 complete -c cocoon -n '__cocoon_at "vm run"' -s d -l detach -d 'Do not attach, not even with --rm'
