@@ -161,17 +161,20 @@ def _gzip() -> tuple[Any, tuple[type[Exception], ...]]:
     return lambda: _Gzip(zlib.decompressobj(31)), (zlib.error,)
 
 
-def _zstd() -> tuple[Any, tuple[type[Exception], ...]]:
+def load_zstd() -> Any:
+    """The module that reads zstd. Raises Unsupported when this Python has none."""
     import importlib
 
-    try:
-        zstd = importlib.import_module("backports.zstd")
-    except ImportError:
+    for name in ("backports.zstd", "compression.zstd"):  # The second: Python 3.14
         try:
-            zstd = importlib.import_module("compression.zstd")  # Python 3.14
-        except ImportError as error:
-            hint = "install the package backports.zstd"
-            raise Unsupported("this Python cannot read zstd, which the layer is compressed with", hint=hint) from error
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise Unsupported("this Python cannot read zstd, which is needed here", hint="install the package backports.zstd")
+
+
+def _zstd() -> tuple[Any, tuple[type[Exception], ...]]:
+    zstd = load_zstd()
     options = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
     return lambda: _Framed(zstd.ZstdDecompressor(options=options)), (zstd.ZstdError,)
 
