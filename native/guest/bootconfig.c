@@ -82,6 +82,8 @@ static void apply(const char *key, char *value, struct config *config, size_t re
 		append(config->dns, &config->dns_count, MAX_DNS, key, value);
 	else if (strcmp(key, "nic") == 0)
 		parse_nic(value, config);
+	else if (strcmp(key, "data") == 0)
+		parse_data(value, config);
 	else if (strcmp(key, "cow") == 0)
 		set_once(&config->cow, key, value);
 	else if (strcmp(key, "hostname") == 0)

@@ -10,11 +10,15 @@
 #define MAX_LAYERS 256
 #define MAX_NICS 32
 #define MAX_DNS 8
+#define MAX_DATA 64
 
 /* What the boot configuration says; all strings point into one buffer that lives as long as the machine. */
 struct nic {
 	char *mac, *address, *gateway;
 	int prefix, mtu;
+};
+struct data_disk {
+	char *name, *type, *place;
 };
 struct config {
 	char *layers[MAX_LAYERS]; /* serials or device paths, top layer first */
@@ -26,6 +30,8 @@ struct config {
 	size_t nic_count;
 	char *dns[MAX_DNS];
 	size_t dns_count;
+	struct data_disk data[MAX_DATA];
+	size_t data_count;
 	int stop_signal; /* 0: not given */
 	bool is_init;    /* the command is an init: it becomes PID 1 */
 	bool reboots;    /* the VMM ends on a reboot, not on a power-off */
@@ -55,6 +61,11 @@ void mount_interfaces(bool for_init);
 void seal_root(void);
 void start_network(const struct config *config);
 void write_identity(const struct config *config);
+
+/* data.c */
+void parse_data(char *text, struct config *config);
+void mount_data(const struct config *config);
+void seal_data(const struct config *config);
 
 /* command.c: the image's command as a child, or in our place. */
 pid_t start_command(struct config *config, const sigset_t *inherited_mask);

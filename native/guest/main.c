@@ -127,6 +127,7 @@ int main(void)
 
 	mount_root(&config);
 	switch_root();
+	mount_data(&config);
 	mount_interfaces(config.is_init);
 	start_network(&config);
 	write_identity(&config);

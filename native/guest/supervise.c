@@ -165,6 +165,7 @@ static _Noreturn void end(struct machine *machine)
 	for (int waited = 0; waited < REAP_MS && waitpid(-1, NULL, WNOHANG) >= 0; waited += 5)
 		nanosleep(&step, NULL);
 	sync();
+	seal_data(machine->config);
 	seal_root();
 	power_off();
 }

@@ -12,6 +12,7 @@ import pytest
 
 import guest_vm
 from cocoon.errors import APIFailed, Timeout
+from cocoon.guest.bootconfig import GuestData
 from fixtures import build_once
 
 pytestmark = pytest.mark.e2e
@@ -262,6 +263,10 @@ def test_an_init_becomes_pid_1(vm, tmp_path):
         ({"layers": ("cocoon-layer9",)}, "no disk cocoon-layer9 after 10 seconds"),
         ({"layers": ("cocoon-cow",)}, "cannot mount layer cocoon-cow (/dev/vdc): "),
         ({"cow": "cocoon-layer0"}, "cannot mount COW disk cocoon-layer0 (/dev/vda): "),
+        (
+            {"data": (GuestData(disk="cocoon-layer0", fstype="ext4", mount="/made/here"),)},
+            "cannot mount data disk cocoon-",
+        ),
         ({"layers": ("/dev/vdz",)}, "no disk /dev/vdz after 10 seconds"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cocoon.guest.bootconfig import BootConfig, GuestNIC, render_boot_config
+from cocoon.guest.bootconfig import BootConfig, GuestData, GuestNIC, render_boot_config
 from fixtures import CACHE, PROJECT
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -63,6 +63,9 @@ filled = st.text("abcdefghij0123456789-", min_size=1, max_size=20)
             max_size=32,
         ).map(tuple),
         dns=st.lists(filled, max_size=8).map(tuple),
+        data=st.lists(st.builds(GuestData, disk=filled, fstype=filled, mount=text.map("/{}".format)), max_size=64).map(
+            tuple
+        ),
     )
 )
 def test_both_sides_understand_each_other(driver, tmp_path, config):
@@ -74,6 +77,7 @@ def test_both_sides_understand_each_other(driver, tmp_path, config):
     expected += [f"arg {word}" for word in config.arguments] + [f"env {word}" for word in config.environment]
     expected += [f"dns {word}" for word in config.dns] + [f"user {config.user}", f"cwd {config.working_dir}"]
     expected += [f"nic {n.mac} {n.address} {n.prefix} {n.gateway} {n.mtu}" for n in config.nics]
+    expected += [f"data {d.disk} {d.fstype} {d.mount}" for d in config.data]
     assert done.stdout.decode().split("\n")[:-4] == expected
 
 
@@ -110,6 +114,11 @@ GOOD = b"layer=a\0cow=b\0hostname=c\0"
         whole(GOOD + b"init=no\0"),
         whole(GOOD + b"layer=x\0" * 256),
         whole(GOOD + b"dns=x\0" * 9),
+        whole(GOOD + b"data=\0"),
+        whole(GOOD + b"data=db\0"),
+        whole(GOOD + b"data=db,ext4\0"),
+        whole(GOOD + b"data=db,ext4,relative\0"),
+        whole(GOOD + b"data=db,ext4,/x\0" * 65),
         whole(b"layer=a\0cow=b\0"),
         whole(b""),
     ],

@@ -9,6 +9,7 @@ from cocoon.guest.bootconfig import (
     MAX_BYTES,
     MAX_STRING_BYTES,
     BootConfig,
+    GuestData,
     GuestNIC,
     is_init,
     parse_stop_signal,
@@ -40,13 +41,14 @@ def test_bytes_are_exactly_these():
             stop_signal="SIGQUIT",
             nics=(GuestNIC(mac="52:54:00:00:00:01", address="10.0.0.2", prefix=24, gateway="10.0.0.1"),),
             dns=("1.1.1.1",),
+            data=(GuestData(disk="db", fstype="ext4", mount="/srv/db"),),
             reboots=True,
         )
     )
     body = (
         b"layer=cocoon-layer1\0layer=cocoon-layer0\0cow=cocoon-cow\0hostname=web\0arg=sh\0arg=-c\0arg=echo\n1\0arg=\0"
-        b"env=A=b c\0nic=52:54:00:00:00:01,10.0.0.2/24,10.0.0.1,1500\0dns=1.1.1.1\0user=bob:disk\0cwd=/srv\0"
-        b"stop_signal=3\0reboot=yes\0"
+        b"env=A=b c\0nic=52:54:00:00:00:01,10.0.0.2/24,10.0.0.1,1500\0dns=1.1.1.1\0data=db,ext4,/srv/db\0"
+        b"user=bob:disk\0cwd=/srv\0stop_signal=3\0reboot=yes\0"
     )
     content = b"cocoon-config 1 %d\n" % len(body) + body
     assert data == content + bytes(4096 - len(content))
@@ -79,6 +81,7 @@ def test_size_is_a_multiple_of_4096_and_at_most_1_mib():
         {"layers": ()},
         {"layers": ("x",) * 257},
         {"dns": ("1.1.1.1",) * 9},
+        {"data": (GuestData(disk="d", fstype="ext4", mount="/d"),) * 65},
         {"user": "u" * 512},
         {"stop_signal": "SIGNOTHING"},
         {"nics": (GuestNIC(mac="m", address="", prefix=0, gateway=""),) * 33},

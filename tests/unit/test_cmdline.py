@@ -7,6 +7,7 @@ import pytest
 from cocoon.errors import InvalidSpec
 from cocoon.guest.cmdline import (
     CommandLineFacts,
+    ImageDisks,
     disk_device,
     dotted_mask,
     layer_serial,
@@ -17,6 +18,7 @@ from cocoon.guest.cmdline import (
 from cocoon.model.vm import NIC
 
 EMULATED = CommandLineFacts(console="ttyS0", emulated=True)
+ONE_LAYER = ImageDisks(layers=("cocoon-layer0",), cow="cocoon-cow")
 
 
 def nic(index: int, address: str = "") -> NIC:
@@ -29,7 +31,7 @@ def nic(index: int, address: str = "") -> NIC:
 def test_the_originals_contract_without_nics():
     text = render_image_cmdline(
         CommandLineFacts(console="hvc0", emulated=False),
-        layers=(layer_serial(1), layer_serial(0)), cow="cocoon-cow", hostname="web", network=(),
+        ImageDisks(layers=(layer_serial(1), layer_serial(0)), cow="cocoon-cow"), hostname="web", network=(),
     )  # fmt: skip
     assert text == (
         "console=hvc0 loglevel=3 boot=cocoon-overlay cocoon.layers=cocoon-layer1,cocoon-layer0 cocoon.cow=cocoon-cow "
@@ -39,7 +41,7 @@ def test_the_originals_contract_without_nics():
 
 def test_the_originals_contract_on_a_machine_without_serials():
     facts = CommandLineFacts(console="ttyS0", emulated=False, extra=("reboot=k", "pci=off"))
-    text = render_image_cmdline(facts, layers=("/dev/vda",), cow="/dev/vdb", hostname="web", network=())
+    text = render_image_cmdline(facts, ImageDisks(layers=("/dev/vda",), cow="/dev/vdb"), hostname="web", network=())
     assert text == (
         "console=ttyS0 reboot=k pci=off loglevel=3 boot=cocoon-overlay cocoon.layers=/dev/vda cocoon.cow=/dev/vdb "
         "clocksource=kvm-clock rw"
@@ -48,16 +50,22 @@ def test_the_originals_contract_on_a_machine_without_serials():
 
 def test_network_words():
     network = render_network((nic(0, "10.0.0.2"), nic(1)), hostname="web", dns=("8.8.8.8", "1.1.1.1", "9.9.9.9"))
-    text = render_image_cmdline(EMULATED, layers=("cocoon-layer0",), cow="cocoon-cow", hostname="web", network=network)
+    text = render_image_cmdline(EMULATED, ONE_LAYER, hostname="web", network=network)
     assert text == (
         "console=ttyS0 loglevel=3 boot=cocoon-overlay cocoon.layers=cocoon-layer0 cocoon.cow=cocoon-cow rw "
         "net.ifnames=0 cocoon.hostname=web ip=10.0.0.2::10.0.0.1:255.255.255.0:web:eth0:off:8.8.8.8:1.1.1.1"
     )
 
 
+def test_data_disks_are_named_with_their_places():
+    disks = ONE_LAYER.replace(data=("db:/srv/db:ext4", "data1:/mnt/data1:ext4"))
+    text = render_image_cmdline(EMULATED, disks, hostname="web", network=())
+    assert text.endswith(" cocoon.cow=cocoon-cow cocoon.data=db:/srv/db:ext4,data1:/mnt/data1:ext4 rw")
+
+
 def test_a_dhcp_nic_alone_still_names_the_host():
     network = render_network((nic(0),), hostname="web", dns=())
-    text = render_image_cmdline(EMULATED, layers=("l",), cow="c", hostname="web", network=network)
+    text = render_image_cmdline(EMULATED, ONE_LAYER, hostname="web", network=network)
     assert text.endswith(" rw net.ifnames=0 cocoon.hostname=web")
 
 
@@ -72,7 +80,7 @@ def test_the_engines_own_initramfs():
 
 def test_a_line_that_the_kernel_would_cut_is_refused():
     with pytest.raises(InvalidSpec, match="2047"):
-        render_image_cmdline(EMULATED, layers=("cocoon-layer0",) * 150, cow="c", hostname="web", network=())
+        render_image_cmdline(EMULATED, ImageDisks(layers=("cocoon-layer0",) * 150, cow="c"), hostname="web", network=())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from cocoon.hypervisors.capsule_names import CGROUP_NAME, TUN
 from cocoon.hypervisors.qemu.backend import BACKEND, parse_version
 from cocoon.hypervisors.qemu.launch import MAX_DISKS, MAX_NICS, QMP_SOCKET, plan_capsule, render_arguments
 from cocoon.model.host import BinaryFacts
-from cocoon.model.vm import FirmwareBoot
+from cocoon.model.vm import DataDisk, FirmwareBoot
 from cocoon.plan.launch import LaunchVMM
 from cocoon.units import MIB
 from cocoon.value import from_plain, to_plain
@@ -30,6 +30,7 @@ from qemu_examples import (
 
 PLANS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "plans")
 ARM_VM = make_vm(make_spec(), kernel_cmdline="console=ttyAMA0 loglevel=3")
+DISKS = tuple(DataDisk(size_bytes=MIB, name=f"d{index}") for index in range(MAX_DISKS - 2))
 CASES = {
     "qemu-tcg": (make_vm(), make_facts()),
     "qemu-kvm": (make_vm(), make_kvm_facts()),
@@ -151,6 +152,7 @@ def test_capsule_and_engine_name_the_group_alike() -> None:
         ({"binary": BinaryFacts(path="/q", version="what", closure=(), reason="")}, "older than 7.2"),
         ({"image": make_image(platform="linux/arm64")}, "linux/arm64"),
         ({"image": make_image(layers=MAX_DISKS - 1)}, f"at most {MAX_DISKS} disks"),
+        ({"spec": make_spec(data_disks=DISKS)}, f"at most {MAX_DISKS} disks, this one needs {MAX_DISKS + 1}"),
         ({"spec": make_spec(nics=MAX_NICS + 1)}, f"at most {MAX_NICS} NICs"),
     ],
 )

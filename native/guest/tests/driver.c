@@ -65,6 +65,8 @@ static int show_config(const char *path)
 	for (size_t i = 0; i < config.nic_count; i++)
 		printf("nic %s %s %d %s %d\n", config.nics[i].mac, config.nics[i].address, config.nics[i].prefix,
 		       config.nics[i].gateway, config.nics[i].mtu);
+	for (size_t i = 0; i < config.data_count; i++)
+		printf("data %s %s %s\n", config.data[i].name, config.data[i].type, config.data[i].place);
 	printf("stop_signal %d\ninit %d\nreboot %d\n", config.stop_signal, config.is_init, config.reboots);
 	return 0;
 }

@@ -11,6 +11,7 @@ from cocoon.cli.image import ensure_image
 from cocoon.cli.options import HYPERVISORS, OUTPUT, checked_reference
 from cocoon.cli.output import say, write_json, write_line
 from cocoon.cli.process import PROCESS_OPTIONS, read_environment
+from cocoon.engine.data_disks import parse_data_disks
 from cocoon.engine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_BYTES, DEFAULT_STORAGE_BYTES, check_spec
 from cocoon.errors import InvalidSpec
 from cocoon.model.vm import ProcessSpec, VMRecord, VMSpec
@@ -96,6 +97,7 @@ def read_spec(call: Call, context: Context) -> VMSpec:
         foreground=call.is_on("foreground"),
         remove_on_exit=call.is_on("rm"),
         process=_process(call),
+        data_disks=parse_data_disks(call.texts("data-disk")),
     )
     if call.has("name") and not spec.name:
         raise InvalidSpec("--name is empty", hint="leave it out to have one made from the image's name")
@@ -138,6 +140,10 @@ _SPEC_OPTIONS = (
     Option(name="cpu", value="N", default="2", help="Virtual CPUs"),
     Option(name="memory", short="m", value="SIZE", default="1G", help="Memory, at least 64M"),
     Option(name="storage", value="SIZE", default="10G", help="Writable root disk, at least 64M"),
+    Option(
+        name="data-disk", value="KEY=VALUE,...", many=True,
+        help="A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off",
+    ),
     Option(name="nics", value="N", default="1", help="Network interfaces; 0 for none"),
     Option(
         name="hypervisor", value="NAME", default="auto", choices=HYPERVISORS,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from cocoon.engine.disks import DiskReferences, draw_disks
 from cocoon.engine.process import draw_process
-from cocoon.guest.bootconfig import CONFIG_SERIAL, BootConfig, GuestNIC, render_boot_config
+from cocoon.guest.bootconfig import BootConfig, GuestNIC, render_boot_config
 from cocoon.guest.cmdline import (
-    COW_SERIAL,
     CommandLineFacts,
-    disk_device,
-    layer_serial,
+    ImageDisks,
     render_engine_cmdline,
     render_image_cmdline,
     render_network,
@@ -17,7 +16,7 @@ from cocoon.hypervisors.hypervisor import Hypervisor
 from cocoon.model.host import Capability, HostFacts
 from cocoon.model.image import Image
 from cocoon.model.kernel import Kernel
-from cocoon.model.vm import NIC, DirectBoot, Disk, DiskRole, PassedOver, VMRecord, VMSpec, VMState
+from cocoon.model.vm import NIC, DirectBoot, Disk, PassedOver, VMRecord, VMSpec, VMState
 from cocoon.paths import Paths
 from cocoon.value import Value
 
@@ -61,7 +60,7 @@ def draw_record(
         passed_over=request.passed_over,
         image_digest=request.image.id,
         boot=_draw_boot(request),
-        kernel_cmdline=_draw_cmdline(request, allotment, backend=backend, facts=facts),
+        kernel_cmdline=_draw_cmdline(request, allotment, disks, backend=backend, facts=facts),
         disks=disks,
         nics=allotment.nics,
         uid=allotment.uid,
@@ -77,38 +76,25 @@ def draw_record(
     )
 
 
-def draw_disks(request: Request, paths: Paths) -> tuple[Disk, ...]:
-    """The disks in device order: layers from the bottom, the COW disk, and for our own initramfs its configuration."""
-    own = paths.vm(request.vm_id)
-    disks = [
-        Disk(path=paths.blob(layer.blob), role=DiskRole.LAYER, serial=layer_serial(index), read_only=True)
-        for index, layer in enumerate(request.image.layers)
-    ]
-    disks.append(Disk(path=own.cow, role=DiskRole.COW, serial=COW_SERIAL, read_only=False))
-    if request.kernel is not None:
-        disks.append(Disk(path=own.config_disk, role=DiskRole.CONFIG, serial=CONFIG_SERIAL, read_only=True))
-    return tuple(disks)
-
-
-def draw_boot_config(request: Request, allotment: Allotment, backend: Hypervisor) -> bytes:
+def draw_boot_config(request: Request, vm: VMRecord, backend: Hypervisor) -> bytes:
     """The content of the configuration disk of a VM that boots our own initramfs."""
     config = draw_process(request.image.config, request.spec.process, request.spec.command)
-    layers, cow, _ = _disk_references(request, backend)
+    found = DiskReferences(vm.disks, vm.spec.data_disks, backend)
     return render_boot_config(
         BootConfig(
-            layers=layers,
-            cow=cow,
-            hostname=_hostname(request, allotment),
+            layers=found.layers,
+            cow=found.cow,
+            hostname=_hostname(request, vm.spec.name),
             arguments=config.entrypoint + config.command,
             environment=config.environment,
             user=config.user,
             working_dir=config.working_dir,
             stop_signal=config.stop_signal,
             nics=tuple(
-                GuestNIC(mac=nic.mac, address=nic.address, prefix=nic.prefix, gateway=nic.gateway)
-                for nic in allotment.nics
+                GuestNIC(mac=nic.mac, address=nic.address, prefix=nic.prefix, gateway=nic.gateway) for nic in vm.nics
             ),
-            dns=request.dns if allotment.nics else (),
+            dns=request.dns if vm.nics else (),
+            data=found.data,
             reboots=Capability.ACPI_SHUTDOWN not in backend.capabilities,
         )
     )
@@ -123,28 +109,23 @@ def _draw_boot(request: Request) -> DirectBoot:
     return DirectBoot(kernel_path=files.kernel_path, initrd_path=files.initrd_path, kernel="")
 
 
-def _draw_cmdline(request: Request, allotment: Allotment, *, backend: Hypervisor, facts: HostFacts) -> str:
-    layers, cow, config = _disk_references(request, backend)
+def _draw_cmdline(
+    request: Request, allotment: Allotment, disks: tuple[Disk, ...], *, backend: Hypervisor, facts: HostFacts
+) -> str:
+    found = DiskReferences(disks, request.spec.data_disks, backend)
     words = CommandLineFacts(
         console=backend.console_device(facts.arch),
         emulated=not facts.kvm.usable,
         extra=backend.kernel_words(facts),
     )
     if request.kernel is not None:
-        return render_engine_cmdline(words, config_disk=config)
-    hostname = _hostname(request, allotment)
+        return render_engine_cmdline(words, config_disk=found.config)
+    hostname = _hostname(request, allotment.name)
     network = render_network(allotment.nics, hostname=hostname, dns=request.dns)
-    return render_image_cmdline(words, layers=layers, cow=cow, hostname=hostname, network=network)
+    data = tuple(f"{disk.disk}:{disk.mount}:{disk.fstype}" for disk in found.data)
+    places = ImageDisks(layers=found.layers, cow=found.cow, data=data)
+    return render_image_cmdline(words, places, hostname=hostname, network=network)
 
 
-def _hostname(request: Request, allotment: Allotment) -> str:
-    return request.spec.process.hostname or allotment.name
-
-
-def _disk_references(request: Request, backend: Hypervisor) -> tuple[tuple[str, ...], str, str]:
-    """How the guest finds its disks: layers top first, the COW disk, the configuration disk."""
-    count = len(request.image.layers)
-    if Capability.DISK_SERIALS in backend.capabilities:
-        return tuple(layer_serial(index) for index in reversed(range(count))), COW_SERIAL, CONFIG_SERIAL
-    layers = tuple(disk_device(index) for index in reversed(range(count)))
-    return layers, disk_device(count), disk_device(count + 1)
+def _hostname(request: Request, name: str) -> str:
+    return request.spec.process.hostname or name

@@ -14,6 +14,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from cocoon.engine.disks import plan_disk_steps
 from cocoon.engine.draw import Allotment, Request, draw_boot_config, draw_record
 from cocoon.engine.lifecycle import plan_start_steps
 from cocoon.engine.process import check_applies
@@ -21,13 +22,13 @@ from cocoon.engine.spec import check_spec, derive_name, make_id
 from cocoon.errors import AlreadyExists, InvalidSpec, InvalidState, NotFound
 from cocoon.host.facts import gather_facts
 from cocoon.hypervisors import discovery
-from cocoon.model.vm import DiskRole, VMRecord, VMSpec, VMState
+from cocoon.model.vm import VMRecord, VMSpec, VMState
 from cocoon.network.addressing import make_nic
 from cocoon.paths import Paths
 from cocoon.plan.execute import execute
 from cocoon.plan.plan import Plan
 from cocoon.plan.rows import DeleteVM, MarkRunning, SetVMState
-from cocoon.plan.steps import MakeDirectory, MakeSparseDisk, WriteFile
+from cocoon.plan.steps import MakeDirectory
 
 if TYPE_CHECKING:
     from cocoon.config import Config
@@ -150,7 +151,7 @@ def draw_creation(transaction: Transaction, prepared: Prepared, world: World, *,
     paths = world.paths
     allotment = _allot(transaction, prepared.request, world.config)
     vm = draw_record(prepared.request, allotment, backend=prepared.backend, facts=prepared.facts, paths=paths)
-    steps = plan_disk_steps(vm, paths, draw_config(prepared, allotment))
+    steps = (*plan_place_steps(vm, paths), *plan_disk_steps(vm, paths, draw_config(prepared, vm)))
     if start:
         steps = (*steps, *plan_start_steps(vm, paths.vm(vm.id), backend=prepared.backend, facts=prepared.facts))
     on_success = (MarkRunning(vm_id=vm.id) if start else SetVMState(vm_id=vm.id, state=VMState.CREATED),)
@@ -165,23 +166,17 @@ def draw_creation(transaction: Transaction, prepared: Prepared, world: World, *,
     return vm, plan
 
 
-def draw_config(prepared: Prepared, allotment: Allotment) -> bytes:
+def draw_config(prepared: Prepared, vm: VMRecord) -> bytes:
     """The configuration disk's content, or b"" for an image with its own kernel."""
     if prepared.request.kernel is None:
         return b""
-    return draw_boot_config(prepared.request, allotment, prepared.backend)
+    return draw_boot_config(prepared.request, vm, prepared.backend)
 
 
-def plan_disk_steps(vm: VMRecord, paths: Paths, boot_config: bytes) -> tuple[Step, ...]:
-    """The steps that make the VM's own directories and disks."""
+def plan_place_steps(vm: VMRecord, paths: Paths) -> tuple[Step, ...]:
+    """The steps that make the VM's own directories."""
     own = paths.vm(vm.id)
-    steps: list[Step] = [
-        *(MakeDirectory(path=path) for path in (own.disk_dir, own.run_dir, own.log_dir)),
-        MakeSparseDisk(path=own.cow, size_bytes=vm.spec.storage_bytes, uid=vm.uid),
-    ]
-    if any(disk.role is DiskRole.CONFIG for disk in vm.disks):
-        steps.append(WriteFile.from_bytes(own.config_disk, boot_config, uid=vm.uid))
-    return tuple(steps)
+    return tuple(MakeDirectory(path=path) for path in (own.disk_dir, own.run_dir, own.log_dir))
 
 
 def _allot(transaction: Transaction, request: Request, config: Config) -> Allotment:

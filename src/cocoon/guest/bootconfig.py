@@ -23,6 +23,7 @@ MAX_BYTES = 1024 * 1024
 MAX_LAYERS = 256
 MAX_NICS = 32
 MAX_DNS = 8
+MAX_DATA = 64
 MAX_USER_BYTES = 511
 # The kernel's MAX_ARG_STRLEN: a longer argument or variable cannot be passed to any program.
 MAX_STRING_BYTES = 128 * 1024 - 1
@@ -46,13 +47,21 @@ class GuestNIC(Value):
     mtu: int = 1500
 
 
+class GuestData(Value):
+    """A data disk that the guest mounts: `disk` is a serial or device path, `mount` absolute."""
+
+    disk: str
+    fstype: str
+    mount: str
+
+
 class BootConfig(Value):
     """Everything that the guest is told.
 
     `layers` (top first) and `cow` are disk serials or device paths. `arguments` is the whole command line of the
     guest's program, () for a root shell on the console; `user` is `name|uid[:group|gid]` or "" for root.
-    `stop_signal` is a name or number, "" for SIGTERM. `reboots`: the VMM ends when the guest reboots, not when it
-    powers off (machines without ACPI).
+    `stop_signal` is a name or number, "" for SIGTERM. `data` is mounted in this order. `reboots`: the VMM ends when
+    the guest reboots, not when it powers off (machines without ACPI).
     """
 
     layers: tuple[str, ...]
@@ -65,6 +74,7 @@ class BootConfig(Value):
     stop_signal: str = ""
     nics: tuple[GuestNIC, ...] = ()
     dns: tuple[str, ...] = ()
+    data: tuple[GuestData, ...] = ()
     reboots: bool = False
 
 
@@ -107,6 +117,7 @@ def render_boot_config(config: BootConfig) -> bytes:
     records += [("env", variable) for variable in config.environment]
     records += [("nic", _render_nic(nic)) for nic in config.nics]
     records += [("dns", server) for server in config.dns]
+    records += [("data", f"{data.disk},{data.fstype},{data.mount}") for data in config.data]
     if config.user:
         records.append(("user", config.user))
     if config.working_dir:
@@ -125,6 +136,7 @@ def _check_counts(config: BootConfig) -> None:
         ("layers", len(config.layers), MAX_LAYERS),
         ("network interfaces", len(config.nics), MAX_NICS),
         ("name servers", len(config.dns), MAX_DNS),
+        ("data disks", len(config.data), MAX_DATA),
         ("bytes of user name", len(config.user.encode("utf-8", "surrogateescape")), MAX_USER_BYTES),
     ):
         if count > limit:

@@ -39,6 +39,15 @@ class CommandLineFacts(Value):
     extra: tuple[str, ...] = ()
 
 
+class ImageDisks(Value):
+    """The disks by serial or device path: `layers` top first; `data` is `<disk>:<mount point>:<file system>` each, in
+    the order in which they are mounted."""
+
+    layers: tuple[str, ...]
+    cow: str
+    data: tuple[str, ...] = ()
+
+
 def layer_serial(index: int) -> str:
     """The serial of layer `index`, counted from the bottom as the disks are."""
     return f"cocoon-layer{index}"
@@ -54,18 +63,18 @@ def disk_device(index: int) -> str:
     return f"/dev/vd{letters}"
 
 
-def render_image_cmdline(
-    facts: CommandLineFacts, *, layers: tuple[str, ...], cow: str, hostname: str, network: tuple[str, ...]
-) -> str:
+def render_image_cmdline(facts: CommandLineFacts, disks: ImageDisks, *, hostname: str, network: tuple[str, ...]) -> str:
     """The command line for an image that carries kernel and initramfs.
 
-    `layers` (top first) and `cow` are serials or device paths; `network` is what `render_network` gave, and with it
+    `network` is what `render_network` gave, and with it
     the hostname goes too (the original's rule). Raises InvalidSpec when the kernel would cut it.
     """
     words = [
         f"console={facts.console}", *facts.extra, "loglevel=3", "boot=cocoon-overlay",
-        f"cocoon.layers={','.join(layers)}", f"cocoon.cow={cow}",
+        f"cocoon.layers={','.join(disks.layers)}", f"cocoon.cow={disks.cow}",
     ]  # fmt: skip
+    if disks.data:
+        words.append(f"cocoon.data={','.join(disks.data)}")
     if not facts.emulated:
         words.append("clocksource=kvm-clock")
     words.append("rw")

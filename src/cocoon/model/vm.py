@@ -42,12 +42,25 @@ class DiskRole(StrEnum):
     VOLUME = "volume"
 
 
+class DataDisk(Value):
+    """A disk of the user's own, as asked for: `name` is its serial in the guest, `fstype` what it is made with (`ext4`
+    or `none`), `mount` where the guest mounts it ("" for nowhere), `direct_io` whether the host's page cache is passed
+    by: `on`, `off`, or `auto` for the backend's own habit."""
+
+    size_bytes: int
+    name: str
+    fstype: str = "ext4"
+    mount: str = ""
+    direct_io: str = "auto"
+
+
 class Disk(Value):
     """One block device, in device order.
 
     `path` is on the host, absolute; inside the capsule the disk number `i` is `/vm/disk/i`. `serial` has at most 20
     bytes (virtio-blk's limit), "" for none. `format` is `raw` or `qcow2`, never guessed from content; `backing` is the
-    host path of the read-only qcow2 that a qcow2 lies over (`/vm/base/i` inside), or "".
+    host path of the read-only qcow2 that a qcow2 lies over (`/vm/base/i` inside), or "". `fstype` and `mount` are a
+    data disk's (see DataDisk); with `direct_io` the host's page cache is passed by.
     """
 
     path: str
@@ -56,6 +69,9 @@ class Disk(Value):
     read_only: bool
     format: str = "raw"
     backing: str = ""
+    fstype: str = ""
+    mount: str = ""
+    direct_io: bool = False
 
 
 class NIC(Value):
@@ -140,6 +156,7 @@ class VMSpec(Value):
     remove_on_exit: bool
     process: ProcessSpec = ProcessSpec()
     volumes: tuple[VolumeSpec, ...] = ()
+    data_disks: tuple[DataDisk, ...] = ()
 
 
 class ProcessRef(Value):

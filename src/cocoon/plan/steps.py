@@ -50,19 +50,21 @@ class MakeDirectory(Step):
 
 
 class MakeSparseDisk(Step):
-    """An ext4 file system in a sparse file of `size_bytes`, 0600 and the VM's uid's."""
+    """A sparse file of `size_bytes`, 0600 and the VM's uid's, with an ext4 file system, or with `file_system` none."""
 
     step: ClassVar[str] = "disk"
     path: str
     size_bytes: int
     uid: int
+    file_system: str = "ext4"
 
     def describe(self) -> tuple[str, ...]:
         """By truncate, mkfs.ext4, chown."""
         path = _quote(self.path)
+        formatting = () if self.file_system == "none" else (f"{' '.join(MKFS)} {path}",)
         return (
             f"truncate -s {self.size_bytes} {path}",
-            f"{' '.join(MKFS)} {path}",
+            *formatting,
             f"chown {self.uid}:{self.uid} {path} && chmod 0600 {path}",
         )
 
@@ -75,7 +77,8 @@ class MakeSparseDisk(Step):
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 os.ftruncate(fd, self.size_bytes)
-                run([*MKFS, self.path], timeout_s=MKFS_TIMEOUT_S)
+                if self.file_system != "none":
+                    run([*MKFS, self.path], timeout_s=MKFS_TIMEOUT_S)
                 os.fchown(fd, self.uid, self.uid)
                 os.fsync(fd)
             finally:

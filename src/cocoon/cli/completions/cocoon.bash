@@ -18,7 +18,7 @@ _cocoon() {
         case $word in
             --root-dir=*) state=("$word") ;;
             --*=*) ;;
-            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --reference | --platform | --name | --modules | --escape-char | --cpu | --memory | --storage | --nics | --hypervisor | --kernel | --env | --env-file | --workdir | --user | --entrypoint | --hostname | --tail | --timeout | -o | -m | -e | -w | -u | -n) waiting=$word ;;
+            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --reference | --platform | --name | --modules | --escape-char | --cpu | --memory | --storage | --data-disk | --nics | --hypervisor | --kernel | --env | --env-file | --workdir | --user | --entrypoint | --hostname | --tail | --timeout | -o | -m | -e | -w | -u | -n) waiting=$word ;;
             -*) ;;
             *)
                 case "$route:$word" in
@@ -99,13 +99,13 @@ _cocoon() {
             "kernel list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel rm") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm console") flags="--escape-char --read-only --take --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm create") flags="--name --cpu --memory --storage --nics --hypervisor --fc --kernel --hugepages --insecure --env --env-file --workdir --user --entrypoint --hostname --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm debug") flags="--name --cpu --memory --storage --nics --hypervisor --fc --kernel --hugepages --insecure --env --env-file --workdir --user --entrypoint --hostname --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm create") flags="--name --cpu --memory --storage --data-disk --nics --hypervisor --fc --kernel --hugepages --insecure --env --env-file --workdir --user --entrypoint --hostname --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm debug") flags="--name --cpu --memory --storage --data-disk --nics --hypervisor --fc --kernel --hugepages --insecure --env --env-file --workdir --user --entrypoint --hostname --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm logs") flags="--follow --tail --vmm --raw --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm rm") flags="--force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm run") flags="--name --cpu --memory --storage --nics --hypervisor --fc --kernel --hugepages --insecure --env --env-file --workdir --user --entrypoint --hostname --interactive --tty --detach --foreground --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm run") flags="--name --cpu --memory --storage --data-disk --nics --hypervisor --fc --kernel --hugepages --insecure --env --env-file --workdir --user --entrypoint --hostname --interactive --tty --detach --foreground --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm start") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm stop") flags="--force --timeout --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             *) flags="--config --root-dir --run-dir --log-dir --dns --verbose --help" ;;

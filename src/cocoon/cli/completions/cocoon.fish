@@ -10,7 +10,7 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
             continue
         end
         switch $word
-            case --config --root-dir --run-dir --log-dir --dns --output --reference --platform --name --modules --escape-char --cpu --memory --storage --nics --hypervisor --kernel --env --env-file --workdir --user --entrypoint --hostname --tail --timeout -o -m -e -w -u -n
+            case --config --root-dir --run-dir --log-dir --dns --output --reference --platform --name --modules --escape-char --cpu --memory --storage --data-disk --nics --hypervisor --kernel --env --env-file --workdir --user --entrypoint --hostname --tail --timeout -o -m -e -w -u -n
                 set waiting $word
             case '-*'
             case '*'
@@ -200,6 +200,7 @@ complete -c cocoon -n '__cocoon_at "vm create"' -l name -d 'Name of the VM; made
 complete -c cocoon -n '__cocoon_at "vm create"' -l cpu -d 'Virtual CPUs' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -s m -l memory -d 'Memory, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l storage -d 'Writable root disk, at least 64M' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l data-disk -d 'A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l nics -d 'Network interfaces; 0 for none' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm create"' -l fc -d 'Short for --hypervisor firecracker'
@@ -219,6 +220,7 @@ complete -c cocoon -n '__cocoon_at "vm debug"' -l name -d 'Name of the VM; made 
 complete -c cocoon -n '__cocoon_at "vm debug"' -l cpu -d 'Virtual CPUs' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -s m -l memory -d 'Memory, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l storage -d 'Writable root disk, at least 64M' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l data-disk -d 'A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l nics -d 'Network interfaces; 0 for none' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l fc -d 'Short for --hypervisor firecracker'
@@ -249,6 +251,7 @@ complete -c cocoon -n '__cocoon_at "vm run"' -l name -d 'Name of the VM; made fr
 complete -c cocoon -n '__cocoon_at "vm run"' -l cpu -d 'Virtual CPUs' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -s m -l memory -d 'Memory, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l storage -d 'Writable root disk, at least 64M' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l data-disk -d 'A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l nics -d 'Network interfaces; 0 for none' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm run"' -l fc -d 'Short for --hypervisor firecracker'

@@ -255,6 +255,7 @@ def _nic(nic: NIC) -> tuple[str, ...]:
 def _disk(vm: VMRecord, index: int, disk: Disk) -> tuple[str, ...]:
     """One virtio disk. A shared read-only file takes no lock: many VMMs of many users have it open."""
     name = f"disk{index}"
+    direct = "on" if disk.direct_io else "off"
     access = "read-only=on,locking=off" if disk.read_only else "discard=unmap,locking=on"
     queues = 1 if disk.read_only else min(vm.spec.cpus, MAX_DISK_QUEUES)
     # A full host gives the guest an error; the default would stop the VM, and nobody watches to start it again.
@@ -264,7 +265,7 @@ def _disk(vm: VMRecord, index: int, disk: Disk) -> tuple[str, ...]:
     place = f"{_address(FIRST_DISK_SLOT + slot, function)}{several}"
     return (
         "-blockdev",
-        f"driver=file,node-name={name}-file,filename={disk_name(index)},aio=threads,cache.direct=off,{access}",
+        f"driver=file,node-name={name}-file,filename={disk_name(index)},aio=threads,cache.direct={direct},{access}",
         "-blockdev", f"driver=raw,node-name={name},file={name}-file,{access.partition(',')[0]}",
         "-device", f"virtio-blk-pci,drive={name},serial={disk.serial},{place},num-queues={queues}{errors}",
     )  # fmt: skip
