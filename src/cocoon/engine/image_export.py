@@ -42,18 +42,18 @@ def export_image(world: World, ref: str, path: str, *, progress: Progress | None
         if image.disk is not None:
             _copy(by_name[image.disk.blob], stream.write)
         else:
-            _write_layers(image, by_name, stream.write, progress)
+            _write_layers(image, by_name, stream.write, progress=progress)
         stream.flush()
         failpoint("image.export:written")
     return image
 
 
-def _write_layers(image: Image, fds: dict[str, int], write: Write, progress: Progress | None) -> None:
+def _write_layers(image: Image, fds: dict[str, int], write: Write, *, progress: Progress | None) -> None:
     from cocoon.images.assemble import Silent
     from cocoon.oci.export import write_archive
 
     layers = [_LayerTar(fds[layer.blob], layer) for layer in image.layers]
-    write_archive(image, layers, write, progress or Silent())
+    write_archive(image, layers, write, progress=progress or Silent())
 
 
 class _LayerTar:

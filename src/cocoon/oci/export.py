@@ -58,7 +58,7 @@ class _Measure:
         return f"sha256:{self._digest.hexdigest()}"
 
 
-def write_archive(image: Image, layers: Sequence[LayerContent], write: Write, progress: Progress) -> None:
+def write_archive(image: Image, layers: Sequence[LayerContent], write: Write, *, progress: Progress) -> None:
     """Hands the archive of `image`, whose layers have this content (bottom first), to `write` in pieces.
 
     Raises what the layers and `write` raise; Corrupt when a layer is not the same the second time.
@@ -88,12 +88,12 @@ def write_archive(image: Image, layers: Sequence[LayerContent], write: Write, pr
     written: set[str] = set()
     for layer, measure in zip(layers, measures, strict=True):
         if measure.digest not in written:
-            _write_layer(write, layer, measure, progress)
+            _write_layer(write, layer, measure, progress=progress)
             written.add(measure.digest)
     write(END_MARKER)
 
 
-def _write_layer(write: Write, layer: LayerContent, expected: _Measure, progress: Progress) -> None:
+def _write_layer(write: Write, layer: LayerContent, expected: _Measure, *, progress: Progress) -> None:
     progress.begin(expected.digest, expected.size)
     write(render_header(_file(blob_name(expected.digest), expected.size)))
     again = _Measure(write, advance=lambda done: progress.advance(expected.digest, done))
