@@ -4,7 +4,8 @@ root_dir/  state.db state.lock store-id     the store
            blobs/                           <sha256>.erofs or .qcow2, root's, 0444
            kernels/<id>/                    vmlinuz, initrd, modules of the engine's own kernels
            boot/<layer sha256>/             vmlinuz, initrd.img found in an image
-           vms/<id>/                        vm.json (mirror), cow.raw, config.img, data-<name>.raw, exit.json
+           vms/<id>/                        vm.json (mirror), cow.raw, config.img, data-<name>.raw, volume-<n>.erofs,
+                                            exit.json
            work/<operation id>/             whatever is not finished yet
            operations/<id>.lock             held while the owner of an operation lives
 run_dir/   vms/<id>/                        vm.lock alive.lock console.sock shim.sock
@@ -43,6 +44,10 @@ class VMPaths(Value):
     def data_disk(self, name: str) -> str:
         """The user's disk of this name."""
         return f"{self.disk_dir}/data-{name}.raw"
+
+    def volume(self, index: int) -> str:
+        """The disk that the user's volume of this number became."""
+        return f"{self.disk_dir}/volume-{index}.erofs"
 
     @property
     def exit_record(self) -> str:

@@ -97,6 +97,7 @@ def test_global_options_anywhere() -> None:
         ([], "needs IMAGE", "usage:"),
         (["--nmae", "x", "debian"], "no option '--nmae'", "did you mean --name?"),
         (["-q", "debian"], "no option '-q'", "--help"),
+        (["debian", "-c", "true"], "no option '-c'", "put -- before a command"),
         (["--name"], "--name needs a value (NAME)", "--help"),
         (["--tty=maybe", "x"], "--tty takes no value", "--help"),
         (["-o", "yaml", "x"], "--output cannot be 'yaml'", "table, json"),

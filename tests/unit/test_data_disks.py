@@ -92,7 +92,8 @@ def test_any_text_is_taken_or_refused(texts: list[str], before: str) -> None:
 
 
 def test_mounts_go_from_the_root_downwards() -> None:
-    disks = tuple(DISK.replace(name=f"d{n}", mount=m) for n, m in enumerate(["/a/b", "/a-b", "/a", "", "/a/b/c"]))
+    disk = Disk(path="/d", role=DiskRole.DATA, serial="d", read_only=False)
+    disks = tuple(disk.replace(mount=mount) for mount in ("/a/b", "/a-b", "/a", "", "/a/b/c"))
     assert [disk.mount for disk in in_mount_order(disks)] == ["/a", "/a/b", "/a/b/c", "/a-b"]
 
 
@@ -111,10 +112,9 @@ def test_disks_are_found_by_serial_or_by_place() -> None:
         Disk(path="/raw", role=DiskRole.DATA, serial="raw", read_only=False, fstype="none"),
         Disk(path="/db", role=DiskRole.DATA, serial="db", read_only=False, fstype="ext4", mount="/srv/db"),
     )
-    data = (DataDisk(size_bytes=GIB, name="raw", fstype="none"), DISK)
-    found = DiskReferences(disks, data, BACKEND)
+    found = DiskReferences(disks, BACKEND)
     assert (found.layers, found.cow, found.config) == (("cocoon-layer1", "cocoon-layer0"), "cocoon-cow", "")
     assert [(disk.disk, disk.mount) for disk in found.data] == [("db", "/srv/db")]
-    found = DiskReferences(disks, data, NoSerials())  # type: ignore[arg-type]
+    found = DiskReferences(disks, NoSerials())  # type: ignore[arg-type]
     assert (found.layers, found.cow) == (("/dev/vdb", "/dev/vda"), "/dev/vdc")
     assert [disk.disk for disk in found.data] == ["/dev/vde"]

@@ -13,6 +13,7 @@ from cocoon.cli.output import say, write_json, write_line
 from cocoon.cli.process import PROCESS_OPTIONS, read_environment
 from cocoon.engine.data_disks import parse_data_disks
 from cocoon.engine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_BYTES, DEFAULT_STORAGE_BYTES, check_spec
+from cocoon.engine.volumes import parse_volumes
 from cocoon.errors import InvalidSpec
 from cocoon.model.vm import ProcessSpec, VMRecord, VMSpec
 
@@ -97,6 +98,7 @@ def read_spec(call: Call, context: Context) -> VMSpec:
         foreground=call.is_on("foreground"),
         remove_on_exit=call.is_on("rm"),
         process=_process(call),
+        volumes=parse_volumes(call.texts("volume")),
         data_disks=parse_data_disks(call.texts("data-disk")),
     )
     if call.has("name") and not spec.name:
@@ -153,6 +155,10 @@ _SPEC_OPTIONS = (
     Option(name="kernel", value="KERNEL", completes="kernel", help="Kernel for an image that brings none"),
     Option(name="hugepages", help="Back the memory with huge pages"),
     Option(name="insecure", help="Start even where a required protection is not to be had"),
+    Option(
+        name="volume", short="v", value="HOST:GUEST[:ro]", completes="file", many=True,
+        help="Show the guest a file or directory of this host as it is now, read-only",
+    ),
     *PROCESS_OPTIONS,
     Option(name="entrypoint", value="PROGRAM", help="Run this instead of the image's entrypoint and command"),
     Option(name="hostname", value="NAME", help="Host name of the guest; the VM's name when not given"),

@@ -194,6 +194,8 @@ class _Reader:
         long = [known for known in self._options if known.startswith("--")]
         near = nearest(name, long) if name.startswith("--") else ""
         hint = f"did you mean {near}? " if near else ""
+        if self._command.tail_after and len(self.words) == self._command.tail_after:
+            hint += "put -- before a command that begins with a dash; "
         raise InvalidSpec(
             f"{self._command.path or 'cocoon'} has no option {printable(name)}", hint=hint + see_help(self._command)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from cocoon.errors import InvalidSpec
-from cocoon.model.vm import DataDisk
+from cocoon.model.vm import DataDisk, Disk
 from cocoon.units import KIB, MIB, parse_size, printable, render_size
 
 EXAMPLE = "for example --data-disk size=20G,name=db,mount=/var/lib/db"
@@ -52,7 +52,7 @@ def check_data_disks(disks: tuple[DataDisk, ...]) -> None:
             raise InvalidSpec(f"two data disks have the {what} {twice}", hint=f"give each its own {what}=")
 
 
-def in_mount_order(disks: tuple[DataDisk, ...]) -> tuple[DataDisk, ...]:
+def in_mount_order(disks: tuple[Disk, ...]) -> tuple[Disk, ...]:
     """Those that the guest mounts, /a before /a/b, whatever the order in which they were given."""
     return tuple(sorted((disk for disk in disks if disk.mount), key=lambda disk: disk.mount.split("/")))
 
@@ -113,10 +113,11 @@ def _check_disk(disk: DataDisk) -> None:
     if disk.mount and disk.fstype == "none":
         raise InvalidSpec(f"{what} has no file system to mount", hint="leave mount= out, or use fstype=ext4")
     if disk.mount:
-        _check_mount(what, disk.mount)
+        check_mount(what, disk.mount)
 
 
-def _check_mount(what: str, mount: str) -> None:
+def check_mount(what: str, mount: str) -> None:
+    """Raises InvalidSpec when `mount` is no place in a guest that `what` can be mounted at."""
     shown = f"{what} cannot be mounted at {printable(mount)}"
     if re.fullmatch(_MOUNT, mount) is None or len(mount) > MAX_MOUNT or {".", ".."} & set(mount.split("/")):
         raise InvalidSpec(shown, hint="give an absolute path of letters, digits and ._@+-, such as /srv/data")

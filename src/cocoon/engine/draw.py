@@ -79,7 +79,7 @@ def draw_record(
 def draw_boot_config(request: Request, vm: VMRecord, backend: Hypervisor) -> bytes:
     """The content of the configuration disk of a VM that boots our own initramfs."""
     config = draw_process(request.image.config, request.spec.process, request.spec.command)
-    found = DiskReferences(vm.disks, vm.spec.data_disks, backend)
+    found = DiskReferences(vm.disks, backend)
     return render_boot_config(
         BootConfig(
             layers=found.layers,
@@ -112,7 +112,7 @@ def _draw_boot(request: Request) -> DirectBoot:
 def _draw_cmdline(
     request: Request, allotment: Allotment, disks: tuple[Disk, ...], *, backend: Hypervisor, facts: HostFacts
 ) -> str:
-    found = DiskReferences(disks, request.spec.data_disks, backend)
+    found = DiskReferences(disks, backend)
     words = CommandLineFacts(
         console=backend.console_device(facts.arch),
         emulated=not facts.kvm.usable,

@@ -35,6 +35,11 @@ def check_process(process: ProcessSpec) -> None:
 def check_applies(spec: VMSpec, image: Image) -> None:
     """For an image that boots a kernel and init of its own: raises InvalidSpec when something is asked that only our
     init could do."""
+    if any(volume.is_file for volume in spec.volumes):
+        raise InvalidSpec(
+            f"the image {image.name} boots its own kernel and init, which mount directories only",
+            hint="give -v the directory that the file is in",
+        )
     host_only = ProcessSpec(hostname=spec.process.hostname, interactive=spec.process.interactive, tty=spec.process.tty)
     asked = "command" if spec.command else "-e, -w, -u or --entrypoint" if spec.process != host_only else ""
     if asked:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 from cocoon.engine.data_disks import check_data_disks
+from cocoon.engine.volumes import check_volumes
 from cocoon.errors import InvalidSpec
 from cocoon.model.vm import ProcessSpec, VMSpec
 from cocoon.units import MIB, parse_name, printable, render_size
@@ -47,6 +48,7 @@ def check_spec(spec: VMSpec) -> None:
     _check_size("--memory", spec.memory_bytes, least=MIN_MEMORY_BYTES, most=MAX_MEMORY_BYTES)
     _check_size("--storage", spec.storage_bytes, least=MIN_STORAGE_BYTES, most=MAX_STORAGE_BYTES)
     check_data_disks(spec.data_disks)
+    check_volumes(spec.volumes, spec.data_disks)
     if spec.memory_bytes % MIB:
         raise InvalidSpec(f"--memory must be whole MiB, not {spec.memory_bytes} bytes")
     if sum(len(argument.encode(errors="surrogateescape")) + 1 for argument in spec.command) > MAX_ARGUMENTS_BYTES:

@@ -27,6 +27,10 @@ _KINDS = {
     b"3": "device", b"4": "device", b"5": DIRECTORY, b"6": "fifo",
 }  # fmt: skip
 _META = (b"x", b"g", b"L", b"K")
+_KEPT = frozenset({b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"})
+MAX_ID = (1 << 32) - 1  # chown(2) takes it as "leave it"
+NOBODY = 65534
+MAX_SECONDS = 1 << 33  # The year 2242; ext4 ends in 2446.
 
 Sink = Callable[[memoryview], None]
 
@@ -35,18 +39,46 @@ class TarEntry:
     """One entry: `parts` are the components of its name without "." and slashes (none: the root directory), `kind` one
     of the constants above or "device" or "fifo", `size` the bytes of its content."""
 
-    __slots__ = ("kind", "link", "parts", "size")
+    __slots__ = ("_header", "_pax", "kind", "link", "parts", "size")
 
-    def __init__(self, parts: tuple[str, ...], kind: str, size: int, link: str) -> None:
+    def __init__(
+        self, parts: tuple[str, ...], kind: str, size: int, *, link: str, header: tuple[bytes, dict[str, bytes]]
+    ) -> None:
         self.parts = parts
         self.kind = kind
         self.size = size
         self.link = link
+        self._header, self._pax = header
 
     @property
     def path(self) -> str:
         """The name, normalised."""
         return "/".join(self.parts)
+
+    @property
+    def mode(self) -> int:
+        """Permission bits, set-id and sticky bits included."""
+        return max(_number(self._header[100:108]), 0) & 0o7777
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """User and group by number; what does not fit 32 bits is nobody's (65534)."""
+        uid, gid = self._whole("uid", 108), self._whole("gid", 116)
+        return tuple(number if 0 <= number < MAX_ID else NOBODY for number in (uid, gid))  # type: ignore[return-value]
+
+    @property
+    def mtime_ns(self) -> int:
+        """Nanoseconds since the epoch; what no file system holds is 0."""
+        text = self._pax.get("mtime", b"").decode("latin-1")
+        whole, _, fraction = text.partition(".")
+        if not (whole.isdigit() and whole.isascii() and len(whole) < 12 and (not fraction or fraction.isdigit())):
+            seconds = _number(self._header[136:148])
+            return seconds * 10**9 if 0 <= seconds < MAX_SECONDS else 0
+        return int(whole) * 10**9 + int(f"{fraction[:9]:<09}") if int(whole) < MAX_SECONDS else 0
+
+    def _whole(self, key: str, at: int) -> int:
+        text = self._pax.get(key, b"")
+        return int(text) if text.isdigit() and len(text) < 12 else _number(self._header[at : at + 8])
 
 
 class TarScanner:
@@ -165,7 +197,7 @@ class TarScanner:
                 raise Corrupt(f"{self._what} has a malformed PAX header")
             if key.startswith(b"GNU.sparse."):
                 raise Unsupported(f"{self._what} has a sparse file, which image layers do not have")
-            if key in (b"path", b"linkpath", b"size"):
+            if key in _KEPT:
                 found[key.decode()] = value[:-1]
             at += length
         return found
@@ -188,7 +220,7 @@ class TarScanner:
             if block[257:263] == b"ustar\0" and block[345]:
                 name = _text(block[345:500]) + b"/" + name
         link = pending.get("linkpath", _text(block[157:257])).decode("utf-8", "surrogateescape")
-        entry = TarEntry(self._parts(name), kind, size, link)
+        entry = TarEntry(self._parts(name), kind, size, link=link, header=(block, pending))
         self._expect(size, self._on_entry(entry))
 
     def _parts(self, name: bytes) -> tuple[str, ...]:

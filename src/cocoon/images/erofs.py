@@ -94,9 +94,12 @@ def blob_uuid(diff_id: str) -> str:
 
 
 class Build:
-    """One run of mkfs.erofs in the new directory `directory`: `write` the tar, then `finish`; `kill` in any case."""
+    """One run of mkfs.erofs in the new directory `directory`: `write` the tar, then `finish`; `kill` in any case.
 
-    def __init__(self, builder: Builder, directory: str, diff_id: str) -> None:
+    `diff_id` makes the UUID. Without `whiteouts` a file whose name begins with `.wh.` is a file like any other.
+    """
+
+    def __init__(self, builder: Builder, directory: str, diff_id: str, *, whiteouts: bool = True) -> None:
         self._directory = directory
         self._fd = self._tmp_fd = -1
         uid = draw_uid(builder.uid_base)
@@ -106,7 +109,7 @@ class Build:
             self._tmp_fd = os.open(f"{directory}/tmp", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._fd = os.open(f"{directory}/out", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             os.fchown(self._fd, uid, uid)
-            self._program = self._start(builder, uid, diff_id)
+            self._program = self._start(builder, uid, diff_id, reading=("--aufs",) if whiteouts else ())
         except OSError as error:
             self._close()
             raise host_fault(f"prepare {directory}", error) from error
@@ -114,10 +117,10 @@ class Build:
             self._close()
             raise
 
-    def _start(self, builder: Builder, uid: int, diff_id: str) -> FedProgram:
+    def _start(self, builder: Builder, uid: int, diff_id: str, *, reading: tuple[str, ...]) -> FedProgram:
         # A stream that ends too early makes 1.8.6 spin for ever, so it dies with the thread that feeds it.
         argv = ["setpriv", "--pdeathsig", "KILL", "--"]
-        argv += [builder.path, "--quiet", "--tar=f", "--aufs"]
+        argv += [builder.path, "--quiet", "--tar=f", *reading]
         argv += [*builder.compression, "-T0", "--mkfs-time", "-U", blob_uuid(diff_id), f"/proc/self/fd/{self._fd}"]
         sandbox = Sandbox(
             uid=uid, gid=uid, memory_bytes=MEMORY_BYTES, file_bytes=FILE_BYTES, cpu_s=CPU_S, open_files=OPEN_FILES

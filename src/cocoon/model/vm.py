@@ -60,7 +60,8 @@ class Disk(Value):
     `path` is on the host, absolute; inside the capsule the disk number `i` is `/vm/disk/i`. `serial` has at most 20
     bytes (virtio-blk's limit), "" for none. `format` is `raw` or `qcow2`, never guessed from content; `backing` is the
     host path of the read-only qcow2 that a qcow2 lies over (`/vm/base/i` inside), or "". `fstype` and `mount` are a
-    data disk's (see DataDisk); with `direct_io` the host's page cache is passed by.
+    data disk's (see DataDisk) or a volume's (`erofs`, or `erofs-file` for one file); with `direct_io` the host's page
+    cache is passed by.
     """
 
     path: str
@@ -136,6 +137,7 @@ class VolumeSpec(Value):
 
     host_path: str
     guest_path: str
+    is_file: bool
 
 
 class VMSpec(Value):

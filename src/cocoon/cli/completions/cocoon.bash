@@ -18,7 +18,7 @@ _cocoon() {
         case $word in
             --root-dir=*) state=("$word") ;;
             --*=*) ;;
-            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --file | --reference | --platform | --name | --modules | --escape-char | --cpu | --memory | --storage | --data-disk | --nics | --hypervisor | --kernel | --env | --env-file | --workdir | --user | --entrypoint | --hostname | --tail | --timeout | -o | -o | -m | -e | -w | -u | -n) waiting=$word ;;
+            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --reference | --platform | --name | --modules | --escape-char | --cpu | --memory | --storage | --data-disk | --nics | --hypervisor | --kernel | --volume | --env | --env-file | --workdir | --user | --entrypoint | --hostname | --tail | --timeout | -o | -m | -v | -e | -w | -u | -n) waiting=$word ;;
             -*) ;;
             *)
                 case "$route:$word" in
@@ -29,7 +29,6 @@ _cocoon() {
                     ":doctor") route="doctor" ;;
                     ":inspect") route="inspect" ;;
                     ":version") route="version" ;;
-                    "image:export") route="image export" ;;
                     "image:import") route="image import" ;;
                     "image:inspect") route="image inspect" ;;
                     "image:list") route="image list" ;;
@@ -79,10 +78,10 @@ _cocoon() {
             --run-dir) kind="directory" ;;
             --log-dir) kind="directory" ;;
             --output | -o) kind="table json" ;;
-            --file | -o) kind="file" ;;
             --modules) kind="directory" ;;
             --hypervisor) kind="auto cloud-hypervisor firecracker qemu" ;;
             --kernel) kind="kernel" ;;
+            --volume | -v) kind="file" ;;
             --env-file) kind="file" ;;
         esac
     elif [[ $current == -* ]]; then
@@ -91,7 +90,6 @@ _cocoon() {
             "doctor") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "version") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "image export") flags="--file --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image import") flags="--reference --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
@@ -102,13 +100,13 @@ _cocoon() {
             "kernel list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel rm") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm console") flags="--escape-char --read-only --take --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm create") flags="--name --cpu --memory --storage --data-disk --nics --hypervisor --fc --kernel --hugepages --insecure --env --env-file --workdir --user --entrypoint --hostname --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm debug") flags="--name --cpu --memory --storage --data-disk --nics --hypervisor --fc --kernel --hugepages --insecure --env --env-file --workdir --user --entrypoint --hostname --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm create") flags="--name --cpu --memory --storage --data-disk --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm debug") flags="--name --cpu --memory --storage --data-disk --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm logs") flags="--follow --tail --vmm --raw --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm rm") flags="--force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm run") flags="--name --cpu --memory --storage --data-disk --nics --hypervisor --fc --kernel --hugepages --insecure --env --env-file --workdir --user --entrypoint --hostname --interactive --tty --detach --foreground --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm run") flags="--name --cpu --memory --storage --data-disk --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --interactive --tty --detach --foreground --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm start") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm stop") flags="--force --timeout --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             *) flags="--config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
@@ -117,12 +115,11 @@ _cocoon() {
     else
         case $route in
             "") choices="image kernel vm completion doctor inspect version create images logs ps pull rm rmi run start stop" ;;
-            "image") choices="export import inspect list pull rm ls" ;;
+            "image") choices="import inspect list pull rm ls" ;;
             "kernel") choices="add default list rm ls" ;;
             "vm") choices="console create debug inspect list logs rm run start stop ls ps" ;;
             "completion") kind="bash zsh fish" most=1 ;;
             "inspect") kind="vm" most=1 ;;
-            "image export") kind="image" most=1 ;;
             "image import") kind="file" most=2 ;;
             "image inspect") kind="image" most=1 ;;
             "image rm") kind="image" most=999 ;;

@@ -10,7 +10,7 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
             continue
         end
         switch $word
-            case --config --root-dir --run-dir --log-dir --dns --output --file --reference --platform --name --modules --escape-char --cpu --memory --storage --data-disk --nics --hypervisor --kernel --env --env-file --workdir --user --entrypoint --hostname --tail --timeout -o -o -m -e -w -u -n
+            case --config --root-dir --run-dir --log-dir --dns --output --reference --platform --name --modules --escape-char --cpu --memory --storage --data-disk --nics --hypervisor --kernel --volume --env --env-file --workdir --user --entrypoint --hostname --tail --timeout -o -m -v -e -w -u -n
                 set waiting $word
             case '-*'
             case '*'
@@ -29,8 +29,6 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
                         set route 'inspect'
                     case ':version'
                         set route 'version'
-                    case 'image:export'
-                        set route 'image export'
                     case 'image:import'
                         set route 'image import'
                     case 'image:inspect'
@@ -142,7 +140,6 @@ complete -c cocoon -n '__cocoon_at "" 1' -a rmi -d 'Remove images'
 complete -c cocoon -n '__cocoon_at "" 1' -a run -d 'Create a VM and start it'
 complete -c cocoon -n '__cocoon_at "" 1' -a start -d 'Start VMs'
 complete -c cocoon -n '__cocoon_at "" 1' -a stop -d 'Stop VMs'
-complete -c cocoon -n '__cocoon_at "image" 1' -a export -d 'Write an image to an OCI archive'
 complete -c cocoon -n '__cocoon_at "image" 1' -a import -d 'Make an image from a docker-archive, an OCI archive or an OCI layout'
 complete -c cocoon -n '__cocoon_at "image" 1' -a inspect -d 'Show everything about one image'
 complete -c cocoon -n '__cocoon_at "image" 1' -a list -d 'List images'
@@ -171,8 +168,6 @@ complete -c cocoon -n '__cocoon_at "doctor"' -s o -l output -d 'How to print the
 complete -c cocoon -n '__cocoon_at "inspect"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "inspect" 1' -f -a '(__cocoon_names vm)'
 complete -c cocoon -n '__cocoon_at "version"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
-complete -c cocoon -n '__cocoon_at "image export"' -s o -l file -d 'Where to write it' -r -F
-complete -c cocoon -n '__cocoon_at "image export" 1' -f -a '(__cocoon_names image)'
 complete -c cocoon -n '__cocoon_at "image import"' -l reference -d 'Which image of an archive that holds several' -x
 complete -c cocoon -n '__cocoon_at "image import"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "image import" 2' -F
@@ -212,6 +207,7 @@ complete -c cocoon -n '__cocoon_at "vm create"' -l fc -d 'Short for --hypervisor
 complete -c cocoon -n '__cocoon_at "vm create"' -l kernel -d 'Kernel for an image that brings none' -r -f -a '(__cocoon_names kernel)'
 complete -c cocoon -n '__cocoon_at "vm create"' -l hugepages -d 'Back the memory with huge pages'
 complete -c cocoon -n '__cocoon_at "vm create"' -l insecure -d 'Start even where a required protection is not to be had'
+complete -c cocoon -n '__cocoon_at "vm create"' -s v -l volume -d 'Show the guest a file or directory of this host as it is now, read-only' -r -F
 complete -c cocoon -n '__cocoon_at "vm create"' -s e -l env -d 'Set a variable; K alone takes this shells value' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l env-file -d 'Set the variables of a file, K=V lines' -r -F
 complete -c cocoon -n '__cocoon_at "vm create"' -s w -l workdir -d 'Directory in the guest to run in' -x
@@ -232,6 +228,7 @@ complete -c cocoon -n '__cocoon_at "vm debug"' -l fc -d 'Short for --hypervisor 
 complete -c cocoon -n '__cocoon_at "vm debug"' -l kernel -d 'Kernel for an image that brings none' -r -f -a '(__cocoon_names kernel)'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l hugepages -d 'Back the memory with huge pages'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l insecure -d 'Start even where a required protection is not to be had'
+complete -c cocoon -n '__cocoon_at "vm debug"' -s v -l volume -d 'Show the guest a file or directory of this host as it is now, read-only' -r -F
 complete -c cocoon -n '__cocoon_at "vm debug"' -s e -l env -d 'Set a variable; K alone takes this shells value' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l env-file -d 'Set the variables of a file, K=V lines' -r -F
 complete -c cocoon -n '__cocoon_at "vm debug"' -s w -l workdir -d 'Directory in the guest to run in' -x
@@ -263,6 +260,7 @@ complete -c cocoon -n '__cocoon_at "vm run"' -l fc -d 'Short for --hypervisor fi
 complete -c cocoon -n '__cocoon_at "vm run"' -l kernel -d 'Kernel for an image that brings none' -r -f -a '(__cocoon_names kernel)'
 complete -c cocoon -n '__cocoon_at "vm run"' -l hugepages -d 'Back the memory with huge pages'
 complete -c cocoon -n '__cocoon_at "vm run"' -l insecure -d 'Start even where a required protection is not to be had'
+complete -c cocoon -n '__cocoon_at "vm run"' -s v -l volume -d 'Show the guest a file or directory of this host as it is now, read-only' -r -F
 complete -c cocoon -n '__cocoon_at "vm run"' -s e -l env -d 'Set a variable; K alone takes this shells value' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l env-file -d 'Set the variables of a file, K=V lines' -r -F
 complete -c cocoon -n '__cocoon_at "vm run"' -s w -l workdir -d 'Directory in the guest to run in' -x

@@ -48,11 +48,11 @@ class QEMU:
         find_machine(facts.arch)
         _check_binary(facts.binaries["qemu"], facts.arch)
         _check_platform(image, facts.arch)
-        disks = len(image.layers) + OWN_DISKS + len(spec.data_disks)
+        disks = len(image.layers) + OWN_DISKS + len(spec.data_disks) + len(spec.volumes)
         if disks > MAX_DISKS:
             raise Unsupported(
                 f"QEMU VMs have at most {MAX_DISKS} disks, this one needs {disks}",
-                hint="build the image with fewer layers, or give it fewer data disks",
+                hint="build the image with fewer layers, or give it fewer data disks and volumes",
             )
         if spec.nics > MAX_NICS:
             raise Unsupported(f"QEMU VMs have at most {MAX_NICS} NICs, not {spec.nics}")
