@@ -40,6 +40,12 @@ def kernel_deb() -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_kernel_deb() -> Path:
+    """The same of the other Debian release, packed in another way."""
+    return fixtures.fetch_other_kernel_deb()
+
+
+@pytest.fixture(scope="session")
 def debian_image() -> Path:
     """The quickstart's Debian guest: an OCI image layout."""
     return fixtures.build_guest("debian")

@@ -70,6 +70,22 @@ def fetch_kernel_deb() -> Path:
     return next(directory.glob("linux-image-*.deb"))
 
 
+_FETCH_OTHER = r"""
+. /etc/os-release; arch=$(dpkg --print-architecture)
+suite=trixie; if [ "$VERSION_CODENAME" = trixie ]; then suite=bookworm; fi
+export directory=$0 package=linux-image-cloud-$arch; mkdir -p "$0"
+hook='set -e; export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG; cd "$directory"
+real=$(apt-cache depends "$package" | sed -n "s/^ *Depends: //p" | head -n 1)
+apt-get -qq -o APT::Sandbox::User=root download "$real"'
+mmdebstrap --quiet --architectures="$arch" --variant=custom --format=null --customize-hook="$hook" "$suite" -
+"""
+
+
+def fetch_other_kernel_deb() -> Path:
+    """The cloud kernel of the Debian release (12 or 13) that `fetch_kernel_deb`'s is not of."""
+    return next(build_once("other-kernel", [], ["bash", "-euc", _FETCH_OTHER]).glob("*.deb"))
+
+
 class Cocoon:
     """Runs the command line as a user would, in a root directory of its own.
 

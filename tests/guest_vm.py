@@ -41,9 +41,10 @@ def build_init() -> bytes:
 
 def build_boot_files(deb: Path, directory: Path) -> None:
     """`vmlinuz` and `initrd` in `directory`, from a Debian package and this checkout's cocoon-init."""
-    built = build_kernel(KernelSource(deb=str(deb)), build_init())
+    init = build_init()
+    built = build_kernel(KernelSource(deb=str(deb)), init)
     (directory / "vmlinuz").write_bytes(built.kernel)
-    (directory / "initrd").write_bytes(built.initrd)
+    (directory / "initrd").write_bytes(built.initrd(init))
 
 
 def make_root(directory: Path) -> None:

@@ -116,5 +116,12 @@ def make_image(number: int, name: str, *layers: Layer) -> Image:
 def make_kernel(number: int, name: str) -> Kernel:
     """A kernel whose id follows from `number`."""
     return Kernel(
-        id=f"{number:064x}", name=name, release="6.1", arch="x86_64", kernel_path="/k", initrd_path="/i", created_at=1.0
+        id=f"{number:064x}",
+        name=name,
+        release="6.1",
+        arch="x86_64",
+        kernel_path="/k",
+        modules_path="/m",
+        initrd_path="/i",
+        created_at=1.0,
     )

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from cocoon.engine import initrd
 from cocoon.engine.kernel import add_kernel, list_kernels, remove_kernel, set_default_kernel
 from cocoon.errors import AlreadyExists, Corrupt, InvalidSpec, InvalidState, NotFound
+from cocoon.guest.initramfs import render_init
 from cocoon.guest.kernels import KernelSource
 from cocoon.model.vm import DirectBoot
 from deb_examples import make_kernel_deb
@@ -52,9 +54,9 @@ def assert_consistent(base: Path) -> list[str]:
         f"{paths.kernels}/{name}" for name in os.listdir(paths.kernels)
     }
     for kernel in kernels:
-        files = {os.path.basename(kernel.kernel_path), os.path.basename(kernel.initrd_path)}
-        assert set(os.listdir(os.path.dirname(kernel.kernel_path))) == files
-        assert all(os.stat(path).st_mode & 0o777 == 0o444 for path in (kernel.kernel_path, kernel.initrd_path))
+        files = {kernel.kernel_path, kernel.modules_path, kernel.initrd_path}
+        assert set(os.listdir(os.path.dirname(kernel.kernel_path))) == {os.path.basename(path) for path in files}
+        assert all(os.stat(path).st_mode & 0o777 == 0o444 for path in files)
     for directory in (paths.work, os.path.dirname(paths.operation_lock("x"))):
         assert os.listdir(directory) == []
     with world.store.read() as reader:
@@ -146,3 +148,58 @@ def test_a_kernel_that_vms_boot_stays(tmp_path):
         transaction.delete_vm(vm.id)
     remove_kernel(world, "one")
     assert assert_consistent(tmp_path / "b") == []
+
+
+# The initramfs follows the engine's version
+
+
+def with_init(monkeypatch, tmp_path: Path, content: bytes) -> bytes:
+    """As after an upgrade: another cocoon-init is installed."""
+    path = tmp_path / f"init-{len(content)}"
+    path.write_bytes(content)
+    monkeypatch.setattr(initrd, "INIT_PATH", str(path))
+    return content
+
+
+def test_the_initramfs_is_made_anew_when_the_guest_program_changes(tmp_path, monkeypatch):
+    world = open_world(tmp_path / "b")
+    kernel = add_kernel(world, "one", KernelSource(deb=str(make_kernel_deb(tmp_path / "1.deb", "6.1.0"))))
+    before = Path(kernel.initrd_path).read_bytes()
+    old = initrd.read_init()
+    assert before == render_init(old) + Path(kernel.modules_path).read_bytes()
+    assert initrd.refresh_kernel(world, kernel) == kernel
+    new = with_init(monkeypatch, tmp_path, old + b"newer")
+    fresh = initrd.refresh_kernel(world, kernel)
+    assert fresh == kernel.replace(initrd_path=fresh.initrd_path) and fresh.initrd_path != kernel.initrd_path
+    assert Path(fresh.initrd_path).read_bytes() == render_init(new) + Path(kernel.modules_path).read_bytes()
+    assert list_kernels(world)[0] == [fresh]
+    # Those who run keep theirs, and going back costs nothing.
+    assert Path(kernel.initrd_path).read_bytes() == before
+    with_init(monkeypatch, tmp_path, old)
+    assert initrd.refresh_kernel(world, fresh) == kernel
+    # A file that somebody has removed is made again.
+    os.unlink(kernel.initrd_path)
+    assert Path(initrd.refresh_kernel(world, kernel).initrd_path).read_bytes() == before
+
+
+def test_a_vm_takes_the_current_initramfs_when_it_starts(tmp_path, monkeypatch):
+    world = open_world(tmp_path / "b")
+    kernel = add_kernel(world, "one", KernelSource(deb=str(make_kernel_deb(tmp_path / "1.deb", "6.1.0"))))
+    boot = DirectBoot(kernel_path=kernel.kernel_path, initrd_path=kernel.initrd_path, kernel="one")
+    assert initrd.refresh_boot(world, boot) == boot
+    with_init(monkeypatch, tmp_path, initrd.read_init() + b"newer")
+    fresh = initrd.refresh_boot(world, boot)
+    assert isinstance(fresh, DirectBoot) and fresh.initrd_path == list_kernels(world)[0][0].initrd_path
+    assert fresh.kernel_path == boot.kernel_path and fresh.initrd_path != boot.initrd_path
+    own = DirectBoot(kernel_path="/image/vmlinuz", initrd_path="/image/initrd", kernel="")
+    assert initrd.refresh_boot(world, own) == own
+
+
+def test_a_kernel_that_is_removed_meanwhile(tmp_path, monkeypatch):
+    world = open_world(tmp_path / "b")
+    kernel = add_kernel(world, "one", KernelSource(deb=str(make_kernel_deb(tmp_path / "1.deb", "6.1.0"))))
+    with_init(monkeypatch, tmp_path, initrd.read_init() + b"newer")
+    with world.store.write() as transaction:
+        transaction.delete_kernel(kernel.id)
+    with pytest.raises(InvalidState, match="removed meanwhile"):
+        initrd.refresh_kernel(world, kernel)

@@ -13,19 +13,8 @@ import pytest
 import guest_vm
 from cocoon.errors import APIFailed, Timeout
 from cocoon.guest.bootconfig import GuestData
-from fixtures import build_once
 
 pytestmark = pytest.mark.e2e
-
-FETCH_OTHER = r"""
-. /etc/os-release; arch=$(dpkg --print-architecture)
-suite=trixie; if [ "$VERSION_CODENAME" = trixie ]; then suite=bookworm; fi
-export directory=$0 package=linux-image-cloud-$arch; mkdir -p "$0"
-hook='set -e; export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG; cd "$directory"
-real=$(apt-cache depends "$package" | sed -n "s/^ *Depends: //p" | head -n 1)
-apt-get -qq -o APT::Sandbox::User=root download "$real"'
-mmdebstrap --quiet --architectures="$arch" --variant=custom --format=null --customize-hook="$hook" "$suite" -
-"""
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +41,10 @@ def layers(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def other_boot(tmp_path_factory) -> Path:
+def other_boot(tmp_path_factory, other_kernel_deb: Path) -> Path:
     """The kernel of the Debian release that `boot`'s is not of."""
-    deb = next(build_once("other-kernel", [], ["bash", "-euc", FETCH_OTHER]).glob("*.deb"))
     directory = tmp_path_factory.mktemp("other-boot")
-    guest_vm.build_boot_files(deb, directory)
+    guest_vm.build_boot_files(other_kernel_deb, directory)
     return directory
 
 

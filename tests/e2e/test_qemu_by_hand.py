@@ -51,9 +51,10 @@ def boot_files(kernel_deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     compiler = shutil.which("musl-gcc") or "cc"
     (directory / "init.c").write_text(INIT_SOURCE)
     subprocess.run([compiler, "-static", "-O2", "-o", directory / "init", directory / "init.c"], check=True)
-    built = build_kernel(KernelSource(deb=str(kernel_deb)), (directory / "init").read_bytes())
+    init = (directory / "init").read_bytes()
+    built = build_kernel(KernelSource(deb=str(kernel_deb)), init)
     (directory / "vmlinuz").write_bytes(built.kernel)
-    (directory / "initrd").write_bytes(built.initrd)
+    (directory / "initrd").write_bytes(built.initrd(init))
     return directory
 
 

@@ -1,4 +1,4 @@
-"""`kernel add`, `list`, `default` and `rm`."""
+"""`kernel add`, `list`, `inspect`, `default` and `rm`."""
 
 from __future__ import annotations
 
@@ -96,6 +96,11 @@ def _default(context: Context, call: Call) -> int:
     return 0
 
 
+def _inspect(context: Context, call: Call) -> int:
+    write_json(verbs.inspect_kernel(context.engine().world(), checked_reference(call.words[0])))
+    return 0
+
+
 def _rm(context: Context, call: Call) -> int:
     world = context.engine().world()
     batch = Batch(context.json)
@@ -127,6 +132,11 @@ COMMANDS = {
         Command(
             path="kernel list", summary="List kernels", run=_list, options=(OUTPUT, QUIET),
             examples=("cocoon kernel list", "cocoon kernel list -o json"),
+        ),
+        Command(
+            path="kernel inspect", summary="Show everything about one kernel", run=_inspect, usage="KERNEL", least=1,
+            most=1, options=(OUTPUT,), completes="kernel", details="The result is JSON.",
+            examples=("cocoon kernel inspect debian",),
         ),
         Command(
             path="kernel default", summary="Show or set the default kernel", run=_default, usage="[KERNEL]", most=1,

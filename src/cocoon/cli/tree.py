@@ -25,6 +25,7 @@ COMMANDS = {
     "image rm": ("image", "Remove images"),
     "kernel add": ("kernel", "Add a kernel"),
     "kernel default": ("kernel", "Show or set the default kernel"),
+    "kernel inspect": ("kernel", "Show everything about one kernel"),
     "kernel list": ("kernel", "List kernels"),
     "kernel rm": ("kernel", "Remove kernels"),
     "vm console": ("console", "Attach to a VM's console"),

@@ -1,8 +1,8 @@
 """Kernels of the engine's own: add, list, remove, and which one is taken by default.
 
-A kernel is a directory of two files (`vmlinuz` or `vmlinux`, and `initrd`; 0444) and a row. The directory is named
-after the operation that makes it, so that whoever finds that operation's remains knows what to remove without knowing
-what was built.
+A kernel is a directory and a row: `vmlinuz` or `vmlinux`, `modules.cpio`, and the initramfs (`engine/initrd.py`), all
+0444. The directory is named after the operation that makes it, so that whoever finds that operation's remains knows
+what to remove without knowing what was built.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from cocoon.errors import AlreadyExists, HostFault, InvalidState, NotFound
-from cocoon.guest.kernels import MAX_INIT_BYTES, KernelSource, build_kernel
+from cocoon.engine.initrd import initrd_path, read_init
+from cocoon.engine.inspect import render_time
+from cocoon.errors import AlreadyExists, InvalidState
+from cocoon.guest.kernels import KernelSource, build_kernel
 from cocoon.host import files
 from cocoon.model.kernel import Kernel
-from cocoon.paths import LIBEXEC_DIR
+from cocoon.model.vm import DirectBoot
 from cocoon.plan.execute import execute, make_operation_id
 from cocoon.plan.plan import Plan
 from cocoon.plan.rows import RowChange
 from cocoon.plan.step import Step
 from cocoon.plan.steps import RemoveTree
 from cocoon.units import parse_name, printable
-from cocoon.value import Value
+from cocoon.value import Value, to_plain
 
 if TYPE_CHECKING:
+    from cocoon.model.vm import VMRecord
     from cocoon.plan.world import World
     from cocoon.store.reader import Reader
     from cocoon.store.transaction import Transaction
 
-INIT_PATH = f"{LIBEXEC_DIR}/cocoon-init"
 SHOWN_USERS = 5
 
 
@@ -54,22 +56,29 @@ class AddKernel(Step):
 
     def apply(self, world: World) -> Value | None:
         """Raises what `build_kernel` raises, and HostFault."""
-        built = build_kernel(self.source, read_init())
+        init = read_init()
+        built = build_kernel(self.source, init)
         with world.store.read() as reader:
             _refuse_twin(reader, built.id, built.release)
         files.make_directory(self.directory, 0o700)
         kernel_file = "vmlinux" if built.kernel.startswith(b"\x7fELF") else "vmlinuz"
-        kernel_path, initrd_path = f"{self.directory}/{kernel_file}", f"{self.directory}/initrd"
-        files.write_atomic(kernel_path, built.kernel, 0o444)
-        files.write_atomic(initrd_path, built.initrd, 0o444)
+        parts = {
+            f"{self.directory}/{kernel_file}": built.kernel,
+            f"{self.directory}/modules.cpio": built.archive,
+            initrd_path(self.directory, init): built.initrd(init),
+        }
+        for path, data in parts.items():
+            files.write_atomic(path, data, 0o444)
         files.fsync_directory(os.path.dirname(self.directory))
+        kernel_path, modules_path, whole_path = parts
         kernel = Kernel(
             id=built.id,
             name=self.name,
             release=built.release,
             arch=built.arch,
             kernel_path=kernel_path,
-            initrd_path=initrd_path,
+            modules_path=modules_path,
+            initrd_path=whole_path,
             created_at=time.time(),
         )
         return AddedKernel(kernel=kernel)
@@ -92,14 +101,6 @@ class PutKernel(RowChange):
         transaction.put_kernel(added.kernel)
         if self.default:
             transaction.set_default_kernel(added.kernel.id)
-
-
-def read_init() -> bytes:
-    """The guest's first program. Raises HostFault when it was not built."""
-    try:
-        return files.read_bounded(INIT_PATH, MAX_INIT_BYTES)
-    except NotFound as error:
-        raise HostFault(f"{INIT_PATH} is missing", hint="build the C programs: make -C native") from error
 
 
 def _refuse_twin(reader: Reader, kernel_id: str, release: str) -> None:
@@ -150,6 +151,30 @@ def list_kernels(world: World) -> tuple[list[Kernel], str]:
         return reader.kernels(), default.id if default else ""
 
 
+def inspect_kernel(world: World, ref: str) -> dict[str, object]:
+    """Everything about a kernel, in JSON's types; `vmlinux_path` is its uncompressed form where there is one already,
+    `used_by` are VMs by id and name. Raises NotFound, Ambiguous."""
+    from cocoon.guest.vmlinux import MAX_KERNEL_BYTES, describe_kernel, vmlinux_path
+
+    with world.store.read() as reader:
+        kernel, default = reader.find_kernel(ref), reader.default_kernel()
+        users = _users(reader, kernel)
+    form, packed = describe_kernel(files.read_bounded(kernel.kernel_path, MAX_KERNEL_BYTES))
+    path = vmlinux_path(kernel.kernel_path)
+    plain = dict(to_plain(kernel))
+    return {
+        **plain,
+        "default": default is not None and default.id == kernel.id,
+        "format": form,
+        "packed": packed,
+        "vmlinux_path": path if os.path.isfile(path) else None,
+        "kernel_bytes": os.path.getsize(kernel.kernel_path),
+        "initrd_bytes": os.path.getsize(kernel.initrd_path),
+        "created_at": render_time(kernel.created_at),
+        "used_by": [{"id": vm.id, "name": vm.spec.name} for vm in users],
+    }
+
+
 def set_default_kernel(world: World, ref: str) -> Kernel:
     """From now on images without a kernel boot this one; VMs that exist keep theirs. Raises NotFound, Ambiguous."""
     with world.store.write() as transaction:
@@ -182,11 +207,7 @@ def remove_kernel(world: World, ref: str) -> Kernel:
 
 
 def _refuse_used(transaction: Transaction, kernel: Kernel) -> None:
-    names = [
-        vm.spec.name
-        for vm in transaction.vms()
-        if vm.boot.kind == "direct" and getattr(vm.boot, "kernel_path", "") == kernel.kernel_path
-    ]
+    names = [vm.spec.name for vm in _users(transaction, kernel)]
     if not names:
         return
     more = f" and {len(names) - SHOWN_USERS} more" if len(names) > SHOWN_USERS else ""
@@ -194,3 +215,8 @@ def _refuse_used(transaction: Transaction, kernel: Kernel) -> None:
     raise InvalidState(
         f"kernel {kernel.name} is used by VM {shown}", hint=f"remove that first: cocoon vm rm {names[0]}"
     )
+
+
+def _users(reader: Reader, kernel: Kernel) -> list[VMRecord]:
+    """The VMs that boot this kernel."""
+    return [vm for vm in reader.vms() if isinstance(vm.boot, DirectBoot) and vm.boot.kernel_path == kernel.kernel_path]

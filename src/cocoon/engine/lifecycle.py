@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from cocoon.engine.initrd import refresh_boot
 from cocoon.engine.reconcile import is_running, reconcile_vm
 from cocoon.engine.stopping import END_GRACE_S, AskGuest, EndVMM, WaitForEnd
 from cocoon.errors import CocoonError, Interrupted, InvalidState
@@ -91,7 +92,7 @@ def start_vm(world: World, vm: VMRecord) -> VMRecord:
         discovery.check_host(now.spec, facts)
         backend = discovery.load(now.hypervisor)
         # Only `run --foreground` stays; a later start is one like any other.
-        now = now.replace(spec=now.spec.replace(foreground=False))
+        now = now.replace(spec=now.spec.replace(foreground=False), boot=refresh_boot(world, now.boot))
         own = world.paths.vm(now.id)
         # Both may be on a tmpfs that was emptied by a reboot.
         places = (MakeDirectory(path=path, kept=True) for path in (own.run_dir, own.log_dir))

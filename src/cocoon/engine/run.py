@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from cocoon.engine.disks import plan_disk_steps
 from cocoon.engine.draw import Allotment, Request, draw_boot_config, draw_record
+from cocoon.engine.initrd import refresh_kernel
 from cocoon.engine.lifecycle import plan_start_steps
 from cocoon.engine.process import check_applies
 from cocoon.engine.spec import check_spec, derive_name, make_id
@@ -82,7 +83,7 @@ def prepare(world: World, spec: VMSpec, image: Image) -> Prepared:
 
 
 def find_kernel(world: World, spec: VMSpec, image: Image) -> Kernel | None:
-    """The engine's kernel for this VM, or None when the image boots its own.
+    """The engine's kernel for this VM, with its current initramfs, or None when the image boots its own.
 
     Raises NotFound when a plain image is to boot and no kernel is there, or not the one that was asked for.
     """
@@ -96,7 +97,7 @@ def find_kernel(world: World, spec: VMSpec, image: Image) -> Kernel | None:
             f"image {image.name} brings no kernel and the engine has none",
             hint="add one: cocoon kernel add --name NAME FILE.deb",
         )
-    return kernel
+    return refresh_kernel(world, kernel)
 
 
 def create_vm(world: World, spec: VMSpec, image: Image) -> VMRecord:
@@ -132,8 +133,14 @@ def check_still_there(reader: Reader, request: Request) -> None:
     blobs = reader.blobs()
     if any(blob.sha256 not in blobs for blob in request.image.blobs):
         raise InvalidState(f"image {request.image.name} was removed meanwhile", hint="pull or import it again")
-    if request.kernel is not None and all(kernel.id != request.kernel.id for kernel in reader.kernels()):
-        raise InvalidState(f"kernel {request.kernel.name} was removed meanwhile", hint="cocoon kernel list")
+    kernel = request.kernel
+    if kernel is None:
+        return
+    if all(other.id != kernel.id for other in reader.kernels()):
+        raise InvalidState(f"kernel {kernel.name} was removed meanwhile", hint="cocoon kernel list")
+    # Another version of the engine may have made its own initramfs the current one, and collected ours.
+    if not os.path.isfile(kernel.initrd_path):
+        raise InvalidState(f"the initramfs of kernel {kernel.name} was replaced meanwhile", hint="try again")
 
 
 def pinned_digests(request: Request) -> tuple[str, ...]:

@@ -7,105 +7,17 @@ archive ever reaches the file system.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO
 
-from cocoon.errors import Corrupt, NotFound, Unsupported
-from cocoon.units import GIB, MIB, printable, render_size
+from cocoon.errors import Corrupt, NotFound
+from cocoon.guest.unpack import CHUNK_BYTES, decompress_chunks
+from cocoon.units import GIB, printable, render_size
 
 MAX_UNPACKED_BYTES = 4 * GIB  # Debian's largest kernel package unpacks to a seventh of this.
 MAX_NAME_BYTES = 4096
-XZ_MEMORY_BYTES = 256 * MIB
-CHUNK_BYTES = 256 * 1024
 TAR_BLOCK_BYTES = 512
 _AR_HEADER_BYTES = 60
-
-
-class _Decompressor(Protocol):
-    """What lzma and zstd decompressors have in common."""
-
-    @property
-    def needs_input(self) -> bool: ...
-    @property
-    def eof(self) -> bool: ...
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
-
-
-class _Gunzip:
-    """zlib's decompressor with the manners of the other two."""
-
-    def __init__(self) -> None:
-        import zlib
-
-        self._inner = zlib.decompressobj(31)
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._inner.unconsumed_tail
-
-    @property
-    def eof(self) -> bool:
-        return self._inner.eof
-
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
-
-
-def make_decompressor(suffix: str) -> _Decompressor:
-    """For `.xz`, `.gz` or `.zst`; memory and output are bounded by the caller's `max_length`. Raises Unsupported."""
-    if suffix == ".xz":
-        import lzma
-
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY_BYTES)
-    if suffix == ".gz":
-        return _Gunzip()
-    if suffix == ".zst":
-        decompressor: _Decompressor = _zstd().ZstdDecompressor()
-        return decompressor
-    raise Unsupported(f"compression {printable(suffix)} is not supported", hint="xz, gz and zst are")
-
-
-def _zstd() -> Any:
-    """The zstd module of Python 3.14, or its backport for older ones."""
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return zstd
-
-
-def decompress(data: bytes, suffix: str, *, limit_bytes: int) -> bytes:
-    """`data` unpacked (suffix "" is not packed). Raises Corrupt when it is damaged or larger than `limit_bytes`."""
-    if not suffix:
-        return data
-    return b"".join(_decompress_chunks(iter([data]), suffix, limit_bytes))
-
-
-def _decompress_chunks(chunks: Iterator[bytes], suffix: str, limit_bytes: int) -> Iterator[bytes]:
-    """The plain bytes in pieces of at most CHUNK_BYTES; trailing data is ignored."""
-    inner = make_decompressor(suffix)
-    total = 0
-    try:
-        while not inner.eof:
-            data = next(chunks, b"") if inner.needs_input else b""
-            if inner.needs_input and not data:
-                raise Corrupt(f"data packed as {suffix} ends early")
-            piece = inner.decompress(data, CHUNK_BYTES)
-            total += len(piece)
-            if total > limit_bytes:
-                raise Corrupt(f"data packed as {suffix} unpacks to more than {render_size(limit_bytes)}")
-            yield piece
-    except _decompression_errors() as error:
-        raise Corrupt(f"data packed as {suffix} is damaged: {error}") from error
-
-
-def _decompression_errors() -> tuple[type[Exception], ...]:
-    """What the three libraries raise on damaged data."""
-    import lzma
-    import zlib
-
-    return (lzma.LZMAError, zlib.error, _zstd().ZstdError, EOFError, ValueError)
 
 
 def read_deb(
@@ -120,7 +32,7 @@ def read_deb(
         size_bytes, suffix = _find_data(file)
         chunks = _member_chunks(file, size_bytes)
         if suffix:
-            chunks = _decompress_chunks(chunks, suffix, MAX_UNPACKED_BYTES)
+            chunks = decompress_chunks(chunks, suffix, MAX_UNPACKED_BYTES)
         yield from _read_tar(_Stream(chunks), wanted, seen)
         # The checksum of packed data comes last.
         for _ in chunks:

@@ -102,13 +102,30 @@ def order_modules(dependencies: dict[str, tuple[str, ...]], wanted: tuple[str, .
 
 def render_initramfs(init: bytes, modules: dict[str, bytes], order: tuple[str, ...]) -> bytes:
     """The initramfs with `init` as /init and `modules` (name to ELF bytes), loaded in `order`."""
-    entries = [("dev", _DIRECTORY | 0o755, b"", (0, 0)), ("dev/console", _CHARACTER_DEVICE | 0o600, b"", (5, 1))]
-    entries.append(("init", _FILE | 0o755, init, (0, 0)))
-    entries.append(("modules", _DIRECTORY | 0o755, b"", (0, 0)))
+    return render_init(init) + render_modules(modules, order)
+
+
+def render_init(init: bytes) -> bytes:
+    """The first part of the initramfs, which changes with every version of the engine. It has no end of its own."""
+    entries = (
+        ("dev", _DIRECTORY | 0o755, b"", (0, 0)),
+        ("dev/console", _CHARACTER_DEVICE | 0o600, b"", (5, 1)),
+        ("init", _FILE | 0o755, init, (0, 0)),
+    )
+    return b"".join(_render_entry(entry, number) for number, entry in enumerate(entries, start=1))
+
+
+def render_modules(modules: dict[str, bytes], order: tuple[str, ...]) -> bytes:
+    """The second part, which belongs to the kernel: the modules, and the end of the archive.
+
+    An entry is padded to four bytes wherever it stands, so that this follows whatever `render_init` gives.
+    """
     files = {f"modules/{name}.ko": modules[name] for name in order}
     files["modules/order"] = "".join(f"{name}.ko\n" for name in order).encode()
+    entries = [("modules", _DIRECTORY | 0o755, b"", (0, 0))]
     entries += [(path, _FILE | 0o644, files[path], (0, 0)) for path in sorted(files)]
-    parts = [_render_entry(entry, number) for number, entry in enumerate(entries, start=1)]
+    # Inode numbers after those of the first part: two files of one number and several links would be one.
+    parts = [_render_entry(entry, number) for number, entry in enumerate(entries, start=4)]
     parts.append(_render_entry(("TRAILER!!!", 0, b"", (0, 0)), 0))
     archive = b"".join(parts)
     return archive + bytes(-len(archive) % 512)

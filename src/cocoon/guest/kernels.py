@@ -13,22 +13,22 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from cocoon.errors import Corrupt, InvalidSpec, NotFound, Unsupported
-from cocoon.guest.deb import decompress, read_deb
+from cocoon.guest.deb import read_deb
 from cocoon.guest.initramfs import (
     MAX_MODULE_BYTES,
     WANTED_MODULES,
     module_dependencies,
     module_name,
     order_modules,
-    render_initramfs,
+    render_init,
+    render_modules,
     slim_module,
 )
-from cocoon.guest.vmlinux import extract_vmlinux, unpack_zboot
-from cocoon.units import MIB, printable
+from cocoon.guest.unpack import decompress
+from cocoon.guest.vmlinux import MAX_KERNEL_BYTES, choose_form, unwrap_kernel
+from cocoon.units import printable
 from cocoon.value import Value
 
-MAX_KERNEL_BYTES = 256 * MIB
-MAX_INIT_BYTES = 8 * MIB
 # A chain of dependencies that needs more rounds than this is none of a real kernel's.
 MAX_ROUNDS = 16
 MAX_MODULES = 100_000
@@ -56,14 +56,21 @@ class KernelSource(Value):
 
 
 class BuiltKernel(Value):
-    """A kernel ready to be kept: its files' content and what `uname -r` and `uname -m` will say in its guests."""
+    """A kernel ready to be kept: its files' content and what `uname -r` and `uname -m` will say in its guests.
+
+    `archive` is what its initramfs consists of behind the init, and knows nothing of the engine's version.
+    """
 
     id: str
     release: str
     arch: str
     kernel: bytes
-    initrd: bytes
+    archive: bytes
     modules: tuple[str, ...]
+
+    def initrd(self, init: bytes) -> bytes:
+        """The whole initramfs around `init` (cocoon-init's bytes)."""
+        return render_init(init) + self.archive
 
 
 class _Modules(Protocol):
@@ -171,7 +178,7 @@ def read_input(path: str, limit_bytes: int) -> bytes:
 
 
 def build_kernel(source: KernelSource, init: bytes) -> BuiltKernel:
-    """The kernel of `source` with an initramfs around `init` (cocoon-init's bytes). Takes about two seconds.
+    """The kernel of `source`, for guests whose init is `init` (cocoon-init's bytes). Takes about two seconds.
 
     Raises InvalidSpec (not exactly one kind of source), NotFound, Corrupt, Unsupported (format or architecture).
     """
@@ -187,16 +194,16 @@ def build_kernel(source: KernelSource, init: bytes) -> BuiltKernel:
         kernel = read_input(source.kernel, MAX_KERNEL_BYTES)
         modules = _collect_modules(_open_directory(source.modules))
         release = _find_release(kernel, source.modules)
-    kernel = unpack_zboot(kernel, limit_bytes=MAX_KERNEL_BYTES)
+    kernel = unwrap_kernel(kernel)
     arch = find_kernel_arch(kernel)
     _check_init(init, arch)
     if not _RELEASE.match(release):
         raise Corrupt(f"{printable(release)} is no kernel release")
     order = order_modules({name: module_dependencies(data) for name, data in modules.items()}, WANTED_MODULES)
-    initrd = render_initramfs(init, {name: slim_module(modules[name]) for name in order}, order)
-    kernel = extract_vmlinux(kernel, limit_bytes=MAX_KERNEL_BYTES) or kernel
+    archive = render_modules({name: slim_module(modules[name]) for name in order}, order)
+    kernel = choose_form(kernel)
     return BuiltKernel(
-        id=_digest(kernel, initrd), release=release, arch=arch, kernel=kernel, initrd=initrd, modules=order
+        id=_digest(kernel, archive), release=release, arch=arch, kernel=kernel, archive=archive, modules=order
     )
 
 
@@ -239,7 +246,7 @@ def find_kernel_arch(kernel: bytes) -> str:
             return arch
     raise Unsupported(
         "this is no kernel that can be booted directly",
-        hint="an x86 bzImage (vmlinuz), an arm64 Image or an ELF vmlinux is wanted; unpack a vmlinuz that is gzip",
+        hint="an x86 bzImage (vmlinuz), an arm64 Image or an ELF vmlinux is wanted",
     )
 
 
@@ -261,7 +268,7 @@ def _find_release(kernel: bytes, modules: str) -> str:
     return os.path.basename(os.path.realpath(modules)) if modules else "unknown"
 
 
-def _digest(kernel: bytes, initrd: bytes) -> str:
+def _digest(kernel: bytes, archive: bytes) -> str:
     from hashlib import sha256
 
-    return sha256(sha256(kernel).digest() + sha256(initrd).digest()).hexdigest()
+    return sha256(sha256(kernel).digest() + sha256(archive).digest()).hexdigest()

@@ -10,9 +10,14 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from cocoon.errors import Corrupt, HostFault, NotFound
 from cocoon.units import printable, render_size
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
 
 FICLONE = 0x40049409  # linux/fs.h
 COPY_CHUNK_BYTES = 8 * 1024 * 1024
@@ -46,7 +51,12 @@ def fsync_directory(path: str) -> None:
 
 
 def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
-    """`path` holds `data` completely and durably, or what it held before; never less. Raises HostFault.
+    """`path` holds `data` completely and durably, or what it held before; never less. Raises HostFault."""
+    make_atomic(path, lambda file: file.write(data), mode)
+
+
+def make_atomic(path: str, fill: Callable[[BinaryIO], object], mode: int = 0o600) -> None:
+    """`path` holds all that `fill` writes, durably, or what it held before; never less. Raises HostFault.
 
     Writers of one path queue up on the temporary file, `.<name>.tmp`; what a killed one left there is written over.
     """
@@ -58,7 +68,8 @@ def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
         try:
             os.ftruncate(held.fd, 0)
             os.fchmod(held.fd, mode)
-            _write_all(held.fd, data)
+            with open(held.fd, "r+b", closefd=False) as file:
+                fill(file)
             os.fsync(held.fd)
             os.rename(temporary, path)
         except OSError as error:
@@ -68,12 +79,6 @@ def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
             held.remove()
             raise
     fsync_directory(directory)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def make_directory(path: str, mode: int = 0o700, uid: int = 0) -> None:

@@ -36,6 +36,7 @@ _cocoon() {
                     "image:rm") route="image rm" ;;
                     "kernel:add") route="kernel add" ;;
                     "kernel:default") route="kernel default" ;;
+                    "kernel:inspect") route="kernel inspect" ;;
                     "kernel:list") route="kernel list" ;;
                     "kernel:rm") route="kernel rm" ;;
                     "vm:console") route="vm console" ;;
@@ -97,6 +98,7 @@ _cocoon() {
             "image rm") flags="--force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel add") flags="--name --modules --default --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel default") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "kernel inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel rm") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm console") flags="--escape-char --read-only --take --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
@@ -116,7 +118,7 @@ _cocoon() {
         case $route in
             "") choices="image kernel vm completion doctor inspect version create images logs ps pull rm rmi run start stop" ;;
             "image") choices="import inspect list pull rm ls" ;;
-            "kernel") choices="add default list rm ls" ;;
+            "kernel") choices="add default inspect list rm ls" ;;
             "vm") choices="console create debug inspect list logs rm run start stop ls ps" ;;
             "completion") kind="bash zsh fish" most=1 ;;
             "inspect") kind="vm" most=1 ;;
@@ -125,6 +127,7 @@ _cocoon() {
             "image rm") kind="image" most=999 ;;
             "kernel add") kind="file" most=1 ;;
             "kernel default") kind="kernel" most=1 ;;
+            "kernel inspect") kind="kernel" most=1 ;;
             "kernel rm") kind="kernel" most=999 ;;
             "vm console") kind="vm" most=1 ;;
             "vm create") kind="image" most=1 ;;
