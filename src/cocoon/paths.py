@@ -2,7 +2,7 @@
 
 root_dir/  state.db state.lock store-id     the store
            blobs/                           <sha256>.erofs or .qcow2, root's, 0444
-           kernels/<id>/                    vmlinuz, initrd, modules of the engine's own kernels
+           kernels/<id>/                    the engine's own kernels: vmlinuz, modules.cpio, initrd-<digest>
            boot/<layer sha256>/             vmlinuz, initrd.img found in an image
            vms/<id>/                        vm.json (mirror), cow.raw, config.img, data-<name>.raw, volume-<n>.erofs,
                                             exit.json
