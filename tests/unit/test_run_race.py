@@ -21,7 +21,9 @@ SPEC = VMSpec(
 
 def test_what_was_removed_meanwhile_is_missed_before_it_is_pinned(tmp_path: Path) -> None:
     layer = make_layer(1)
-    image, kernel = make_image(1, "app", layer), make_kernel(1, "debian")
+    (tmp_path / "initrd").touch()
+    image = make_image(1, "app", layer)
+    kernel = make_kernel(1, "debian").replace(initrd_path=str(tmp_path / "initrd"))
     request = Request(
         vm_id=vm_id(1), spec=SPEC, image=image, kernel=kernel, hypervisor="qemu", hypervisor_version="7.2",
         passed_over=(), dns=(), created_at=0.0,
@@ -33,6 +35,9 @@ def test_what_was_removed_meanwhile_is_missed_before_it_is_pinned(tmp_path: Path
         check_still_there(transaction, request)
     assert set(pinned_digests(request)) == {layer.blob, kernel.id}
     with store.write() as transaction:
+        (tmp_path / "initrd").unlink()
+        with pytest.raises(InvalidState, match="initramfs"):
+            check_still_there(transaction, request)
         transaction.delete_kernel(kernel.id)
         with pytest.raises(InvalidState, match="kernel"):
             check_still_there(transaction, request)
