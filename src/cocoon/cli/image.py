@@ -12,6 +12,7 @@ from cocoon.cli.options import OUTPUT, QUIET, Batch, checked_reference, referenc
 from cocoon.cli.output import say, write_json, write_line
 from cocoon.engine import image as verbs
 from cocoon.engine.inspect import render_time
+from cocoon.errors import InvalidSpec
 from cocoon.model.image import Image
 from cocoon.units import render_size
 
@@ -42,6 +43,18 @@ def _import(context: Context, call: Call) -> int:
         write_json(summary(image))
     else:
         write_line(image.name)
+    return 0
+
+
+def _export(context: Context, call: Call) -> int:
+    from cocoon.cli.progress import show_progress
+    from cocoon.engine.image_export import export_image
+
+    name, path = checked_reference(call.words[0]), call.text("file") or "-"
+    if path == "-" and sys.stdout.isatty():
+        raise InvalidSpec("an archive is nothing for a terminal", hint="give -o FILE, or send it through a pipe")
+    with show_progress(f"exporting {name}") as progress:
+        export_image(context.engine().world(), name, path, progress=progress)
     return 0
 
 
@@ -142,6 +155,16 @@ COMMANDS = {
             ),
             details="FILE may be a directory with an OCI layout, or - for standard input.",
             examples=("docker save app | cocoon image import app -", "cocoon image import app app.tar"),
+        ),
+        Command(
+            path="image export", summary="Write an image to an OCI archive", run=_export, usage="IMAGE", least=1,
+            most=1, options=(
+                Option(name="file", short="o", value="FILE", completes="file", default="standard output",
+                       help="Where to write it"),
+            ),
+            completes="image",
+            details="docker load, podman load and skopeo read it as well. A cloud image is written as a qcow2 file.",
+            examples=("cocoon image export -o app.tar app", "cocoon image export app | zstd > app.tar.zst"),
         ),
         Command(
             path="image list", summary="List images", run=_list, options=(OUTPUT, QUIET),

@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": ("system", "Show what this host can do, and what to do about the rest"),
     "inspect": ("inspect", "Show everything about one VM or image"),
     "version": ("system", "Show the version"),
+    "image export": ("image", "Write an image to an OCI archive"),
     "image import": ("image", "Make an image from a docker-archive, an OCI archive or an OCI layout"),
     "image inspect": ("image", "Show everything about one image"),
     "image list": ("image", "List images"),

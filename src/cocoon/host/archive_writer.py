@@ -1,6 +1,6 @@
 """Renders tar entries: the same entry gives the same bytes everywhere. Pure.
 
-ustar where it can say it, a PAX header before it where it cannot: long names, large numbers, fractions of seconds,
+ustar where it can say it, a PAX header before it where it cannot: long names, large owners, fractions of seconds,
 extended attributes (`SCHILY.xattr.`, which GNU tar, libarchive, Go and mkfs.erofs read).
 """
 
@@ -56,9 +56,9 @@ def render_header(entry: Entry) -> bytes:
     seconds, fraction = divmod(entry.mtime_ns, 1_000_000_000)
     if fraction or not _fits(seconds, 12):
         records[b"mtime"] = _render_time(entry.mtime_ns)
-    for key, number, width in ((b"uid", entry.uid, 8), (b"gid", entry.gid, 8), (b"size", entry.size, 12)):
-        if not _fits(number, width):
-            records[key] = str(number).encode()
+    for key, number in ((b"uid", entry.uid), (b"gid", entry.gid)):
+        if not _fits(number, 8):
+            records[key] = b"%d" % number
     fields = (name[:_NAME_BYTES], _FLAGS[entry.kind], entry.link[:_LINK_BYTES])
     block = _block(fields, entry=entry, seconds=seconds)
     if not records:
@@ -83,8 +83,10 @@ def _block(fields: tuple[bytes, bytes, bytes], *, entry: Entry, seconds: int) ->
         (100, entry.mode & 0o7777, 8), (108, entry.uid, 8), (116, entry.gid, 8), (124, entry.size, 12),
         (136, seconds, 12), (329, major, 8), (337, minor, 8),
     ):  # fmt: skip
-        # What does not fit stands in the PAX header.
+        # What does not fit stands in the PAX header, but for the size.
         block[at : at + width] = f"{number if _fits(number, width) else 0:0{width - 1}o}\0".encode()
+    if not _fits(entry.size, 12):
+        block[124:136] = b"\x80" + entry.size.to_bytes(11, "big")  # GNU's form, which all that read 8 GiB know.
     block[148:156] = b" " * 8
     block[148:156] = f"{sum(block):06o}\0 ".encode()
     return bytes(block)

@@ -18,7 +18,7 @@ _cocoon() {
         case $word in
             --root-dir=*) state=("$word") ;;
             --*=*) ;;
-            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --reference | --platform | --name | --modules | --escape-char | --cpu | --memory | --storage | --data-disk | --nics | --hypervisor | --kernel | --volume | --env | --env-file | --workdir | --user | --entrypoint | --hostname | --tail | --timeout | -o | -m | -v | -e | -w | -u | -n) waiting=$word ;;
+            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --file | --reference | --platform | --name | --modules | --escape-char | --cpu | --memory | --storage | --data-disk | --nics | --hypervisor | --kernel | --volume | --env | --env-file | --workdir | --user | --entrypoint | --hostname | --tail | --timeout | -o | -o | -m | -v | -e | -w | -u | -n) waiting=$word ;;
             -*) ;;
             *)
                 case "$route:$word" in
@@ -29,6 +29,7 @@ _cocoon() {
                     ":doctor") route="doctor" ;;
                     ":inspect") route="inspect" ;;
                     ":version") route="version" ;;
+                    "image:export") route="image export" ;;
                     "image:import") route="image import" ;;
                     "image:inspect") route="image inspect" ;;
                     "image:list") route="image list" ;;
@@ -79,6 +80,7 @@ _cocoon() {
             --run-dir) kind="directory" ;;
             --log-dir) kind="directory" ;;
             --output | -o) kind="table json" ;;
+            --file | -o) kind="file" ;;
             --modules) kind="directory" ;;
             --hypervisor) kind="auto cloud-hypervisor firecracker qemu" ;;
             --kernel) kind="kernel" ;;
@@ -91,6 +93,7 @@ _cocoon() {
             "doctor") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "version") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image export") flags="--file --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image import") flags="--reference --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
@@ -117,11 +120,12 @@ _cocoon() {
     else
         case $route in
             "") choices="image kernel vm completion doctor inspect version create images logs ps pull rm rmi run start stop" ;;
-            "image") choices="import inspect list pull rm ls" ;;
+            "image") choices="export import inspect list pull rm ls" ;;
             "kernel") choices="add default inspect list rm ls" ;;
             "vm") choices="console create debug inspect list logs rm run start stop ls ps" ;;
             "completion") kind="bash zsh fish" most=1 ;;
             "inspect") kind="vm" most=1 ;;
+            "image export") kind="image" most=1 ;;
             "image import") kind="file" most=2 ;;
             "image inspect") kind="image" most=1 ;;
             "image rm") kind="image" most=999 ;;

@@ -10,7 +10,7 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
             continue
         end
         switch $word
-            case --config --root-dir --run-dir --log-dir --dns --output --reference --platform --name --modules --escape-char --cpu --memory --storage --data-disk --nics --hypervisor --kernel --volume --env --env-file --workdir --user --entrypoint --hostname --tail --timeout -o -m -v -e -w -u -n
+            case --config --root-dir --run-dir --log-dir --dns --output --file --reference --platform --name --modules --escape-char --cpu --memory --storage --data-disk --nics --hypervisor --kernel --volume --env --env-file --workdir --user --entrypoint --hostname --tail --timeout -o -o -m -v -e -w -u -n
                 set waiting $word
             case '-*'
             case '*'
@@ -29,6 +29,8 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
                         set route 'inspect'
                     case ':version'
                         set route 'version'
+                    case 'image:export'
+                        set route 'image export'
                     case 'image:import'
                         set route 'image import'
                     case 'image:inspect'
@@ -142,6 +144,7 @@ complete -c cocoon -n '__cocoon_at "" 1' -a rmi -d 'Remove images'
 complete -c cocoon -n '__cocoon_at "" 1' -a run -d 'Create a VM and start it'
 complete -c cocoon -n '__cocoon_at "" 1' -a start -d 'Start VMs'
 complete -c cocoon -n '__cocoon_at "" 1' -a stop -d 'Stop VMs'
+complete -c cocoon -n '__cocoon_at "image" 1' -a export -d 'Write an image to an OCI archive'
 complete -c cocoon -n '__cocoon_at "image" 1' -a import -d 'Make an image from a docker-archive, an OCI archive or an OCI layout'
 complete -c cocoon -n '__cocoon_at "image" 1' -a inspect -d 'Show everything about one image'
 complete -c cocoon -n '__cocoon_at "image" 1' -a list -d 'List images'
@@ -171,6 +174,8 @@ complete -c cocoon -n '__cocoon_at "doctor"' -s o -l output -d 'How to print the
 complete -c cocoon -n '__cocoon_at "inspect"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "inspect" 1' -f -a '(__cocoon_names vm)'
 complete -c cocoon -n '__cocoon_at "version"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "image export"' -s o -l file -d 'Where to write it' -r -F
+complete -c cocoon -n '__cocoon_at "image export" 1' -f -a '(__cocoon_names image)'
 complete -c cocoon -n '__cocoon_at "image import"' -l reference -d 'Which image of an archive that holds several' -x
 complete -c cocoon -n '__cocoon_at "image import"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "image import" 2' -F
