@@ -29,7 +29,9 @@ SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/s
 class Sandbox(Value):
     """Limits for a program that reads what a stranger wrote: no capabilities, no_new_privs, its own uid, no network.
 
-    Needs setpriv, prlimit and unshare (all of util-linux). Sizes in bytes; 0 leaves a limit as it is.
+    It dies with the thread that started it. With `root` that directory is all that it sees of the file system; setpriv
+    and prlimit must be in there (`host.jail` puts them there). Needs setpriv, prlimit and unshare (all of util-linux).
+    Sizes in bytes; 0 leaves a limit as it is.
     """
 
     uid: int
@@ -39,12 +41,15 @@ class Sandbox(Value):
     cpu_s: int = 0
     open_files: int = 64
     network: bool = False
+    root: str = ""
 
     def wrap(self, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` inside this sandbox."""
-        wrapped = [] if self.network else ["unshare", "--net", "--ipc", "--"]
+        namespaces = [] if self.network else ["--net", "--ipc"]
+        namespaces += [f"--root={self.root}", "--wd=/"] if self.root else []
+        wrapped = ["unshare", *namespaces, "--"] if namespaces else []
         wrapped += ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", "--no-new-privs"]
-        wrapped += ["--inh-caps=-all", "--bounding-set=-all", "--", "prlimit", "--core=0"]
+        wrapped += ["--pdeathsig=KILL", "--inh-caps=-all", "--bounding-set=-all", "--", "prlimit", "--core=0"]
         limits = (
             ("as", self.memory_bytes),
             ("fsize", self.file_bytes),

@@ -222,9 +222,10 @@ def read_beneath(dir_fd: int, name: str, *, limit_bytes: int, uid: int | None = 
         return file.read(limit_bytes)
 
 
-def copy_sparse(source: str, destination: str, *, mode: int = 0o600, uid: int = 0) -> None:
-    """Copies a regular file durably to the new name `destination`: by reflink where the file system can, else only
-    its data, with its holes. Raises HostFault, also when `destination` exists; then nothing new is left."""
+def copy_sparse(source: str, destination: str, *, mode: int = 0o600, uid: int = 0, is_durable: bool = True) -> None:
+    """Copies a regular file to the new name `destination`: by reflink where the file system can, else only its data,
+    with its holes; durably, unless it need not be. Raises HostFault, also when `destination` exists; then nothing new
+    is left."""
     try:
         with open(source, "rb") as from_file:
             to_fd = os.open(destination, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -232,7 +233,8 @@ def copy_sparse(source: str, destination: str, *, mode: int = 0o600, uid: int = 
                 _copy_data(from_file.fileno(), to_fd)
                 os.fchown(to_fd, uid, uid)
                 os.fchmod(to_fd, mode)
-                os.fsync(to_fd)
+                if is_durable:
+                    os.fsync(to_fd)
             except BaseException:
                 os.unlink(destination)
                 raise

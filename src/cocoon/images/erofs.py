@@ -118,9 +118,8 @@ class Build:
             raise
 
     def _start(self, builder: Builder, uid: int, diff_id: str, *, reading: tuple[str, ...]) -> FedProgram:
-        # A stream that ends too early makes 1.8.6 spin for ever, so it dies with the thread that feeds it.
-        argv = ["setpriv", "--pdeathsig", "KILL", "--"]
-        argv += [builder.path, "--quiet", "--tar=f", *reading]
+        # A stream that ends too early makes 1.8.6 spin for ever; but the sandbox dies with the thread that feeds it.
+        argv = [builder.path, "--quiet", "--tar=f", *reading]
         argv += [*builder.compression, "-T0", "--mkfs-time", "-U", blob_uuid(diff_id), f"/proc/self/fd/{self._fd}"]
         sandbox = Sandbox(
             uid=uid, gid=uid, memory_bytes=MEMORY_BYTES, file_bytes=FILE_BYTES, cpu_s=CPU_S, open_files=OPEN_FILES
