@@ -34,10 +34,12 @@ def _pull(context: Context, call: Call) -> int:
 def _import(context: Context, call: Call) -> int:
     from cocoon.cli.progress import show_progress
 
-    name, path = checked_reference(call.words[0]), call.words[1]
+    name, files = checked_reference(call.words[0]), call.words[1:]
+    if not files and sys.stdin.isatty():
+        raise InvalidSpec("image import needs FILE", hint=f"usage: cocoon image import {call.command.usage}")
     with show_progress(f"importing {name}") as progress:
         image = verbs.import_image(
-            context.engine().world(), name, path, reference=call.text("reference"), progress=progress
+            context.engine().world(), name, files, reference=call.text("reference"), progress=progress
         )
     if context.json:
         write_json(summary(image))
@@ -91,6 +93,7 @@ def _write_table(images: list[Image]) -> None:
 
     columns = {
         "NAME": [image.name.removeprefix("docker.io/library/") for image in images],
+        "TYPE": [type_of(image) for image in images],
         "ID": [image.id.removeprefix("sha256:")[:12] for image in images],
         "PLATFORM": [image.platform for image in images],
         "KERNEL": ["own" if image.boot_files else "-" for image in images],
@@ -100,14 +103,21 @@ def _write_table(images: list[Image]) -> None:
     sys.stdout.write(render_table(columns, elastic=("NAME",)))
 
 
+def type_of(image: Image) -> str:
+    """What an image is made of, in a word: "oci" for layers, "disk" for a cloud image."""
+    return "disk" if image.disk else "oci"
+
+
 def summary(image: Image) -> dict[str, object]:
     """What a list says about an image."""
     return {
         "id": image.id,
         "name": image.name,
+        "type": type_of(image),
         "platform": image.platform,
         "layers": len(image.layers),
         "size_bytes": image.size_bytes,
+        "virtual_bytes": image.disk.virtual_bytes if image.disk else None,
         "own_kernel": image.boot_files is not None,
         "source": image.source,
         "created_at": render_time(image.created_at),
@@ -147,14 +157,19 @@ COMMANDS = {
             examples=("cocoon image pull debian:13", "cocoon image pull ghcr.io/owner/app:1.2 localhost:5000/app"),
         ),
         Command(
-            path="image import", summary="Make an image from a docker-archive, an OCI archive or an OCI layout",
-            run=_import, usage="NAME FILE", least=2, most=2, completes="file",
+            path="image import", summary="Make an image of an archive of images, or of a disk",
+            run=_import, usage="NAME [FILE...]", least=1, most=None, completes="file",
             options=(
                 Option(name="reference", value="NAME", help="Which image of an archive that holds several"),
                 OUTPUT,
             ),
-            details="FILE may be a directory with an OCI layout, or - for standard input.",
-            examples=("docker save app | cocoon image import app -", "cocoon image import app app.tar"),
+            details="What FILE is, its content tells: a docker-archive, an OCI archive, a directory with an OCI "
+            "layout, or a disk (qcow2, raw, VMDK, VHD, VHDX; compressed with gzip, xz or zstd, too). Several FILEs are "
+            "the parts of one disk. Without FILE, or with -, standard input is read.",
+            examples=(
+                "docker save app | cocoon image import app", "cocoon image import app app.tar",
+                "cocoon image import debian-cloud debian-13-generic-amd64.qcow2",
+            ),
         ),
         Command(
             path="image export", summary="Write an image to an OCI archive", run=_export, usage="IMAGE", least=1,

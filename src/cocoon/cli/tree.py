@@ -19,7 +19,7 @@ COMMANDS = {
     "inspect": ("inspect", "Show everything about one VM or image"),
     "version": ("system", "Show the version"),
     "image export": ("image", "Write an image to an OCI archive"),
-    "image import": ("image", "Make an image from a docker-archive, an OCI archive or an OCI layout"),
+    "image import": ("image", "Make an image of an archive of images, or of a disk"),
     "image inspect": ("image", "Show everything about one image"),
     "image list": ("image", "List images"),
     "image pull": ("image", "Fetch images from a registry"),

@@ -10,13 +10,17 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from cocoon.errors import Ambiguous, CocoonError, InvalidState, NotFound
+from cocoon.errors import Ambiguous, CocoonError, InvalidSpec, InvalidState, NotFound
 from cocoon.model.image import Image
 from cocoon.units import printable
 from cocoon.value import Value, to_plain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cocoon.images.given import GivenFile
     from cocoon.images.source import ImageSource, Progress
+    from cocoon.plan.step import Step
     from cocoon.plan.world import World
     from cocoon.store.reader import Reader
     from cocoon.store.transaction import Transaction
@@ -53,24 +57,63 @@ def pull_image(
     return _make(world, source, f"{reference}", progress=progress, force=options.force)
 
 
-def import_image(world: World, name: str, path: str, *, reference: str = "", progress: Progress | None = None) -> Image:
-    """The image in the docker-archive, OCI archive or OCI layout `path` ("-": an archive on stdin), under `name`.
+def import_image(
+    world: World, name: str, files: str | Sequence[str], *, reference: str = "", progress: Progress | None = None
+) -> Image:
+    """The image in `files`, told by their content, under `name`; none or "-" is stdin.
 
-    `reference` chooses one of several in the archive; without it the name does. Raises InvalidSpec, NotFound,
-    Ambiguous, Corrupt, Unsupported, HostFault, Interrupted.
+    That is a docker-archive, an OCI archive or an OCI layout directory, of which `reference` (else the name) chooses
+    one of several images; or a disk, which may be compressed or in several parts, in order. Raises InvalidSpec,
+    NotFound, Ambiguous, Corrupt, Unsupported, HostFault, Interrupted.
     """
-    from cocoon.oci.archive import open_archive
+    from cocoon.images.given import open_given
+    from cocoon.oci.archive import open_archive, read_archive
     from cocoon.oci.reference import check_import_name
 
     check_import_name(name)
-    with open_archive(path, spool_dir=world.paths.work, reference=reference or name) as source:
-        return _make(world, source, name, progress=progress)
+    paths = (files,) if isinstance(files, str) else tuple(files) or ("-",)
+    spool_dir = world.paths.work
+    if len(paths) == 1 and os.path.isdir(paths[0]):
+        with open_archive(paths[0], spool_dir=spool_dir, reference=reference or name) as source:
+            return _make(world, source, name, progress=progress)
+    with open_given(paths, spool_dir=spool_dir) as given:
+        if _is_disk(given):
+            from cocoon.engine.disk_image import import_disk
+
+            return import_disk(world, name, given, progress=progress)
+        if len(given) > 1:
+            hint = "a disk may be in several parts; they are given in their order"
+            raise InvalidSpec(f"{given[0].what} is no disk, so that there cannot be more parts of it", hint=hint)
+        with read_archive(given[0], spool_dir=spool_dir, reference=reference or name) as source:
+            return _make(world, source, name, progress=progress)
+
+
+def _is_disk(given: Sequence[GivenFile]) -> bool:
+    from cocoon.images.given import recognise_given
+    from cocoon.images.recognise import DISKS
+
+    return recognise_given(given)[1] in DISKS
 
 
 def _make(world: World, source: ImageSource, name: str, *, progress: Progress | None, force: bool = False) -> Image:
+    from cocoon.images.steps import AssembleImage, ImageWorld
+
+    image_world = ImageWorld(world, source, progress)
+    image_world.assembly.force = force
+    created_at = time.time()
+    return make_image(
+        image_world, name, lambda work_dir: AssembleImage(work_dir=work_dir, name=name, created_at=created_at)
+    )
+
+
+def make_image(world: World, name: str, draw_step: Callable[[str], Step]) -> Image:
+    """Carries out the step that makes an image in the work directory it is given, and gives the image `name`.
+
+    What had the name before goes when nothing else needs it. Raises what the step raises.
+    """
     from cocoon.host.files import remove_tree
     from cocoon.images import blobs
-    from cocoon.images.steps import AssembleImage, ImageWorld, PutImage
+    from cocoon.images.steps import PutImage
     from cocoon.plan.execute import execute, make_operation_id
     from cocoon.plan.plan import Plan
     from cocoon.plan.steps import MakeDirectory
@@ -81,18 +124,13 @@ def _make(world: World, source: ImageSource, name: str, *, progress: Progress | 
     plan = Plan(
         kind="image.make",
         vm_id="",
-        steps=(
-            MakeDirectory(path=work_dir),
-            AssembleImage(work_dir=work_dir, name=name, created_at=time.time()),
-        ),
+        steps=(MakeDirectory(path=work_dir), draw_step(work_dir)),
         recovery="undo",
         on_success=(PutImage(blobs_dir=world.paths.blobs),),
     )
-    image_world = ImageWorld(world, source, progress)
-    image_world.assembly.force = force
     with world.store.read() as reader:
         previous = reader.image_by_name(name)
-    image = execute(image_world, lambda _: plan, operation_id=operation_id)["assemble"]
+    image = execute(world, lambda _: plan, operation_id=operation_id)["assemble"]
     remove_tree(work_dir)
     if previous is not None:
         blobs.free(world.store, previous.blobs)

@@ -104,6 +104,17 @@ def make_directory(path: str, mode: int = 0o700, uid: int = 0) -> None:
         raise host_fault(f"make directory {path}", error) from error
 
 
+def require_space(directory: str, needed_bytes: int, what: str) -> None:
+    """Raises HostFault when the file system of `directory` has less free than `what` needs."""
+    status = os.statvfs(directory)
+    free = status.f_bavail * status.f_frsize
+    if free < needed_bytes:
+        raise HostFault(
+            f"{directory} has {render_size(free)} free; {what} needs about {render_size(needed_bytes)}",
+            hint="free some space: cocoon image rm, cocoon vm rm; or choose another --root-dir",
+        )
+
+
 def remove_file(path: str) -> bool:
     """Removes the file `path` itself, never what it points to; False when there was none. Raises HostFault."""
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from cocoon.errors import CocoonError, Corrupt, HostFault, Interrupted
 from cocoon.host.failpoint import failpoint
-from cocoon.host.files import host_fault
+from cocoon.host.files import host_fault, require_space
 from cocoon.images import blobs
 from cocoon.images.bootfiles import LayerScan, choose_boot_files, read_index
 from cocoon.images.convert import ConvertedLayer, convert_layer
@@ -16,7 +16,7 @@ from cocoon.images.erofs import Builder, find_builder
 from cocoon.images.source import Cancel, ImageSource, Progress, SourceImage, SourceLayer
 from cocoon.model.image import BootFiles, Image, Layer
 from cocoon.plan.world import World
-from cocoon.units import MIB, render_size
+from cocoon.units import MIB
 
 THREADS = 4  # More make the network no faster, and each has a mkfs.erofs of its own.
 STOP_TIMEOUT_S = 5.0  # A thread may be in a look-up of a host name, which nothing can interrupt.
@@ -186,14 +186,8 @@ def run_in_threads(work: Callable[[int], None], count: int, cancel: Cancel) -> N
 
 
 def _check_space(work_dir: str, missing: Sequence[SourceLayer]) -> None:
-    status = os.statvfs(work_dir)
-    free = status.f_bavail * status.f_frsize
     needed = sum(layer.size_bytes for layer in missing) * SPACE_FACTOR + SPACE_MARGIN_BYTES
-    if free < needed:
-        raise HostFault(
-            f"{work_dir} has {render_size(free)} free; the image needs about {render_size(needed)}",
-            hint="free some space: cocoon image rm, cocoon vm rm; or choose another --root-dir",
-        )
+    require_space(work_dir, needed, "the image")
 
 
 def _explained(error: CocoonError, directory: str) -> CocoonError:

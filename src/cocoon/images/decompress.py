@@ -13,6 +13,10 @@ PIECE_BYTES = 1 * MIB  # At most so much is in memory at once, whatever the rati
 MAX_RATIO = 200
 FREE_BYTES = 256 * MIB  # Below this the ratio does not matter.
 MAX_PLAIN_BYTES = 64 * 1024 * MIB
+# Disks are mostly holes: of an empty one of 20 GiB gzip leaves a thousandth.
+MAX_DISK_RATIO = 1000
+FREE_DISK_BYTES = 1024 * MIB
+MAX_DISK_BYTES = 2 * 1024 * 1024 * MIB
 ZSTD_WINDOW_LOG = 27  # 128 MiB of memory, the most that `zstd` itself uses without being asked.
 
 XZ_MEMORY_BYTES = 192 * MIB  # `xz -9` needs 65 MiB; its largest window, which nobody uses, 1.5 GiB.
@@ -26,6 +30,11 @@ _NAMES = {GZIP: "gzip", ZSTD: "zstd", XZ: "xz", b"BZh": "bzip2", b"PK\x03\x04": 
 def plain_limit(compressed_bytes: int) -> int:
     """How many bytes so many compressed ones may become."""
     return min(MAX_PLAIN_BYTES, max(FREE_BYTES, MAX_RATIO * compressed_bytes))
+
+
+def disk_limit(compressed_bytes: int) -> int:
+    """How large a disk may be that has so many bytes when it is compressed."""
+    return min(MAX_DISK_BYTES, max(FREE_DISK_BYTES, MAX_DISK_RATIO * compressed_bytes))
 
 
 class Decompressor:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from cocoon.errors import Ambiguous, CocoonError, Corrupt, InvalidSpec, NotFound, Unsupported
-from cocoon.host.files import host_fault
+from cocoon.errors import Ambiguous, CocoonError, Corrupt, Unsupported
 from cocoon.images.decompress import GZIP, ZSTD, Decompressor, plain_limit
+from cocoon.images.given import GivenFile, open_given, spool
+from cocoon.images.recognise import Kind, recognise
 from cocoon.images.source import SourceImage, SourceLayer
 from cocoon.oci.content import check_content, check_digest, check_layers, resolve_image
 from cocoon.oci.manifest import (
@@ -32,7 +32,7 @@ from cocoon.oci.manifest import (
     parse_json,
     parse_platform,
 )
-from cocoon.oci.members import CHUNK_BYTES, DirectoryMembers, Members, TarMembers, read_member, spool
+from cocoon.oci.members import CHUNK_BYTES, DirectoryMembers, Members, TarMembers, read_member
 from cocoon.oci.reference import parse_reference
 from cocoon.units import GIB, printable
 
@@ -40,8 +40,7 @@ LAYOUT, INDEX, DOCKER = "oci-layout", "index.json", "manifest.json"
 MAX_ARCHIVE_BYTES = 256 * GIB
 MAX_IMAGES = 10_000
 NAME_KEYS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
-OTHER_FORMATS = {b"QFI\xfb": "a qcow2 disk", b"KDMV": "a VMDK disk", b"conectix": "a VHD disk", b"BZh": "bzip2 data"}
-UNDERSTOOD = "a docker-archive, an OCI archive or an OCI layout directory is wanted"
+UNDERSTOOD = "a docker-archive, an OCI archive, an OCI layout or a disk (qcow2, raw, VMDK, VHD, VHDX) is wanted"
 
 
 @contextmanager
@@ -53,48 +52,31 @@ def open_archive(
     Where there are several images, `reference` (a name as in the archive, a tag or a digest) chooses.
     Raises NotFound, Unsupported (no archive of images), Corrupt, HostFault.
     """
-    wanted = parse_platform(platform)
     if path != "-" and os.path.isdir(path):
-        yield _source_in(DirectoryMembers(path), reference, wanted)
+        yield _source_in(DirectoryMembers(path), reference, parse_platform(platform))
         return
+    with (
+        open_given((path,), spool_dir=spool_dir) as (given,),
+        read_archive(given, spool_dir=spool_dir, reference=reference, platform=platform) as source,
+    ):
+        yield source
+
+
+@contextmanager
+def read_archive(
+    given: GivenFile, *, spool_dir: str, reference: str, platform: str = ""
+) -> Iterator[OCISource | DockerSource]:
+    """`open_archive` for a file that is open. Raises as that."""
     with ExitStack() as stack:
-        fd = stack.enter_context(_open_file(path, spool_dir))
-        what = "the archive on stdin" if path == "-" else f"archive {printable(path, 400)}"
+        fd, what = given.fd, given.what
         start = os.pread(fd, 512, 0)
         if start.startswith((GZIP, ZSTD)):
             fd = stack.enter_context(spool(_unpacked(fd, what), spool_dir, limit_bytes=MAX_ARCHIVE_BYTES, what=what))
             start = os.pread(fd, 512, 0)
-        for magic, kind in OTHER_FORMATS.items():
-            if start.startswith(magic):
-                raise Unsupported(f"{what} is {kind}, not an archive of images", hint=UNDERSTOOD)
-        if start[257:262] != b"ustar":
-            raise Unsupported(f"{what} is not a tar archive", hint=UNDERSTOOD)
-        yield _source_in(TarMembers(fd, what), reference, wanted)
-
-
-@contextmanager
-def _open_file(path: str, spool_dir: str) -> Iterator[int]:
-    if path == "-":
-        with spool(_read_fd(0), spool_dir, limit_bytes=MAX_ARCHIVE_BYTES, what="the archive on stdin") as fd:
-            yield fd
-        return
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        raise NotFound(f"{printable(path, 400)} does not exist") from error
-    except OSError as error:
-        raise host_fault(f"open {printable(path, 400)}", error) from error
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise InvalidSpec(f"{printable(path, 400)} is neither a file nor a directory", hint="for a pipe give -")
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _read_fd(fd: int) -> Iterator[bytes]:
-    while chunk := os.read(fd, CHUNK_BYTES):
-        yield chunk
+        kind = recognise(start)
+        if kind is not Kind.TAR:
+            raise Unsupported(f"{what} is {kind.value}: no archive of images", hint=UNDERSTOOD)
+        yield _source_in(TarMembers(fd, what), reference, parse_platform(platform))
 
 
 def _unpacked(fd: int, what: str) -> Iterator[bytes]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 from cocoon.errors import Corrupt, HostFault, NotFound
@@ -169,34 +168,3 @@ def _unreadable(what: str, name: str, error: OSError) -> Corrupt | HostFault:
     if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
         return Corrupt(f"{what}: {printable(name)} is a symbolic link or no regular file, which is not followed")
     return host_fault(f"read {what}: {printable(name)}", error)
-
-
-@contextmanager
-def spool(chunks: Iterator[bytes], directory: str, *, limit_bytes: int, what: str) -> Iterator[int]:
-    """A descriptor of a file without a name in `directory` with all of `chunks`; it goes with its last descriptor.
-
-    Raises Corrupt when they are more than `limit_bytes`, HostFault.
-    """
-    fd = _open_unnamed(directory)
-    try:
-        total = 0
-        for chunk in chunks:
-            total += len(chunk)
-            if total > limit_bytes:
-                raise Corrupt(f"{what} is longer than {render_size(limit_bytes)}")
-            view = memoryview(chunk)
-            try:
-                while view:
-                    view = view[os.write(fd, view) :]
-            except OSError as error:
-                raise host_fault(f"keep {what} in {directory}", error) from error
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _open_unnamed(directory: str) -> int:
-    try:
-        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise host_fault(f"make a temporary file in {directory}", error) from error

@@ -85,11 +85,13 @@ class Reader:
             query = "SELECT id, (SELECT min(name) FROM tag WHERE image_id = image.id) FROM image"
             rows = self._by_prefix(f"{query} WHERE id >= ? AND id < ? ORDER BY id LIMIT 6", wanted)
         image_id, name = _only(rows, ref, what="image", hint="cocoon image list shows them; cocoon image pull gets one")
-        image = self._one(
-            Image, "SELECT body FROM image WHERE id = ?", str(image_id), f"the record of image {image_id}"
-        )
+        image = self.image(str(image_id))
         assert image is not None  # The same snapshot has just shown it.
         return image.replace(name=name or image.name)
+
+    def image(self, image_id: str) -> Image | None:
+        """The image with exactly this id, under the name that it got last."""
+        return self._one(Image, "SELECT body FROM image WHERE id = ?", image_id, f"the record of image {image_id}")
 
     def image_by_name(self, name: str) -> Image | None:
         """The image with exactly this name."""

@@ -126,7 +126,7 @@ _cocoon() {
             "completion") kind="bash zsh fish" most=1 ;;
             "inspect") kind="vm" most=1 ;;
             "image export") kind="image" most=1 ;;
-            "image import") kind="file" most=2 ;;
+            "image import") kind="file" most=999 ;;
             "image inspect") kind="image" most=1 ;;
             "image rm") kind="image" most=999 ;;
             "kernel add") kind="file" most=1 ;;

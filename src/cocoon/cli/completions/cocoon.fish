@@ -145,7 +145,7 @@ complete -c cocoon -n '__cocoon_at "" 1' -a run -d 'Create a VM and start it'
 complete -c cocoon -n '__cocoon_at "" 1' -a start -d 'Start VMs'
 complete -c cocoon -n '__cocoon_at "" 1' -a stop -d 'Stop VMs'
 complete -c cocoon -n '__cocoon_at "image" 1' -a export -d 'Write an image to an OCI archive'
-complete -c cocoon -n '__cocoon_at "image" 1' -a import -d 'Make an image from a docker-archive, an OCI archive or an OCI layout'
+complete -c cocoon -n '__cocoon_at "image" 1' -a import -d 'Make an image of an archive of images, or of a disk'
 complete -c cocoon -n '__cocoon_at "image" 1' -a inspect -d 'Show everything about one image'
 complete -c cocoon -n '__cocoon_at "image" 1' -a list -d 'List images'
 complete -c cocoon -n '__cocoon_at "image" 1' -a pull -d 'Fetch images from a registry'
@@ -178,7 +178,7 @@ complete -c cocoon -n '__cocoon_at "image export"' -s o -l file -d 'Where to wri
 complete -c cocoon -n '__cocoon_at "image export" 1' -f -a '(__cocoon_names image)'
 complete -c cocoon -n '__cocoon_at "image import"' -l reference -d 'Which image of an archive that holds several' -x
 complete -c cocoon -n '__cocoon_at "image import"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
-complete -c cocoon -n '__cocoon_at "image import" 2' -F
+complete -c cocoon -n '__cocoon_at "image import" 999' -F
 complete -c cocoon -n '__cocoon_at "image inspect"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "image inspect" 1' -f -a '(__cocoon_names image)'
 complete -c cocoon -n '__cocoon_at "image list"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
