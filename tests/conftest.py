@@ -11,6 +11,7 @@ import pytest
 
 import fixtures
 import leftovers
+import own_netns
 
 SETTLE_S = 10
 
@@ -88,6 +89,12 @@ def shared_cocoon(_shared_root: Path) -> Iterator[fixtures.Cocoon]:
         yield runner
     finally:
         runner.remove_all_vms()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Whoever runs tests leaves the machine's network alone; the controller of several workers runs none."""
+    if not _is_controller(config) or not config.getoption("numprocesses", 0):
+        own_netns.enter()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import own_netns
+
 PROJECT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("COCOON_TEST_CACHE", "/var/cache/cocoon-tests"))
 BUILD_TIMEOUT_S = 600
@@ -43,7 +45,11 @@ def build_once(name: str, inputs: list[Path], command: list[str]) -> Path:
                 shutil.rmtree(old)
             partial = target.with_name(f"{target.name}.partial")
             done = subprocess.run(
-                [*command, str(partial)], stdin=subprocess.DEVNULL, capture_output=True, timeout=BUILD_TIMEOUT_S
+                [*command, str(partial)],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=BUILD_TIMEOUT_S,
+                preexec_fn=own_netns.outside(),
             )
             if done.returncode:
                 raise RuntimeError(f"{command} failed: {done.stderr.decode(errors='replace')[-2000:]}")

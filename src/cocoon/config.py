@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cocoon.errors import InvalidSpec
-from cocoon.paths import Paths
+from cocoon.paths import DEFAULT_ROOT_DIR, Paths
 from cocoon.units import parse_subnet, printable
 from cocoon.value import Value
 
@@ -19,7 +19,7 @@ ENVIRONMENT_PREFIX = "COCOON_"
 # Variables with our prefix that are not settings.
 RESERVED_VARIABLES = ("COCOON_FAILPOINT", "COCOON_CONFIG", "COCOON_SHIM")
 # Where uids of VMs begin: with those of mkfs.erofs below it and a million of VMs above it none is root's or an
-# account's, and all fit a signed integer (host/link.py).
+# account's, and all fit a signed integer (host/tap.py).
 UID_LOWEST, UID_HIGHEST = 200_000, 2_145_000_000
 RESERVED_PREFIXES = ("COCOON_TEST_", "COCOON_CHECK_")
 
@@ -27,7 +27,7 @@ RESERVED_PREFIXES = ("COCOON_TEST_", "COCOON_CHECK_")
 class Config(Value):
     """Every setting, with its default. Paths are absolute; an empty string means: derived from another one."""
 
-    root_dir: str = "/var/lib/cocoon"
+    root_dir: str = DEFAULT_ROOT_DIR
     run_dir: str = ""
     log_dir: str = ""
     qemu_binary: str = ""
@@ -37,7 +37,7 @@ class Config(Value):
     hypervisor: str = "auto"
     default_kernel: str = ""
     dns: str = "8.8.8.8,1.1.1.1"
-    subnet: str = "10.88.0.0/16"
+    subnet: str = ""
     uid_base: int = 1_900_000_000
     stop_timeout_s: int = 30
     erofs_compression: str = "lz4"
@@ -115,7 +115,8 @@ def _checked(config: Config) -> Config:
     if not UID_LOWEST <= config.uid_base <= UID_HIGHEST:
         raise InvalidSpec(f"setting uid_base must be {UID_LOWEST} to {UID_HIGHEST}, not {config.uid_base}")
     try:
-        parse_subnet(config.subnet)
+        if config.subnet:
+            parse_subnet(config.subnet)
     except InvalidSpec as error:
         raise InvalidSpec(f"setting subnet: {error.message}", hint=error.hint) from error
     return config.replace(

@@ -19,6 +19,7 @@ import os
 from cocoon.value import Value
 
 NETNS_DIR = "/run/netns"
+DEFAULT_ROOT_DIR = "/var/lib/cocoon"
 LIBEXEC_DIR = os.path.join(os.path.dirname(os.path.abspath(__file__)), "libexec")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from cocoon.config import Config
 from cocoon.errors import InvalidState, NotFound
-from cocoon.host import capsule, link, netns, process
+from cocoon.host import capsule, netns, process, tap
 from cocoon.host.facts import gather_facts
 from cocoon.host.json_lines import QMPClient
 from cocoon.host.locks import try_lock
@@ -50,7 +50,7 @@ def running(paths: VMPaths) -> Iterator[VMProcesses]:
     netns.make_netns(name)
     nic = make_nics(1)[0].replace(netns=name)
     with netns.inside_netns(name):
-        link.make_tap(nic.tap, uid=UID)
+        tap.make_tap(nic.tap, uid=UID)
     vm = make_vm(
         make_spec(memory_bytes=256 * MIB),
         uid=UID,

@@ -2,7 +2,7 @@
 
 The scripts are files of the package (`completions/`), so that printing one imports nothing; a test compares them with
 what this module makes. To make them anew: `python -m cocoon.cli.completion`. Fixed words complete without starting
-an interpreter; names of VMs, images and kernels come from `cocoon __complete KIND`.
+an interpreter; names of VMs, images, kernels and networks come from `cocoon __complete KIND`.
 
 Each script walks over the words before the cursor once: what follows an option with a value is skipped, the words of
 a command are gathered into `route`, and what comes after is counted.
@@ -16,7 +16,7 @@ from cocoon.cli.grammar import Command, Option
 from cocoon.cli.tree import ALIASES, COMMANDS, GLOBAL_OPTIONS, GROUPS, load
 from cocoon.errors import InvalidSpec
 
-DYNAMIC = ("vm", "image", "kernel")
+DYNAMIC = ("vm", "image", "kernel", "network")
 SHELLS = "bash zsh fish"
 
 

@@ -89,7 +89,7 @@ def read_spec(call: Call, context: Context) -> VMSpec:
         cpus=_cpus(call),
         memory_bytes=call.size("memory", DEFAULT_MEMORY_BYTES),
         storage_bytes=call.size("storage", DEFAULT_STORAGE_BYTES),
-        nics=call.number("nics", 1),
+        nics=call.number("nics", max(1, len(call.texts("network")))),
         hypervisor=_hypervisor(call, context),
         hugepages=call.is_on("hugepages"),
         insecure=call.is_on("insecure"),
@@ -100,6 +100,7 @@ def read_spec(call: Call, context: Context) -> VMSpec:
         process=_process(call),
         volumes=parse_volumes(call.texts("volume")),
         data_disks=parse_data_disks(call.texts("data-disk")),
+        networks=call.texts("network"),
     )
     if call.has("name") and not spec.name:
         raise InvalidSpec("--name is empty", hint="leave it out to have one made from the image's name")
@@ -145,6 +146,10 @@ _SPEC_OPTIONS = (
     Option(
         name="data-disk", value="KEY=VALUE,...", many=True,
         help="A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off",
+    ),
+    Option(
+        name="network", value="NETWORK", many=True, completes="network",
+        help="Network of the first interface, and if given again of the next",
     ),
     Option(name="nics", value="N", default="1", help="Network interfaces; 0 for none"),
     Option(

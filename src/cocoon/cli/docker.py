@@ -29,7 +29,6 @@ INSTEAD = {
     "login": LOGIN,
     "logout": LOGIN,
     "manifest": ("makes no manifests", "look at one: cocoon image inspect IMAGE"),
-    "network": ("has one network", "addresses: cocoon vm list; no network: cocoon run --nics 0 IMAGE"),
     "node": ONE_HOST,
     "pause": PAUSE,
     "plugin": ("has no plug-ins", "see: cocoon --help"),

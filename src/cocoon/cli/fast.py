@@ -45,7 +45,7 @@ def _completion(shell: str) -> int:
 
 
 def _complete(arguments: list[str]) -> int:
-    """`__complete vm|image|kernel [--root-dir DIR]`: the names, one a line. Silent whatever happens."""
+    """`__complete vm|image|kernel|network [--root-dir DIR]`: the names, one a line. Silent whatever happens."""
     root = root_dir(arguments[1:])
     if arguments and root is not None:
         from cocoon.cli.rows import read_names

@@ -25,7 +25,7 @@ class Option(Value):
     """`--name`, with a short letter or not. `value` is the word for its value in help texts; "" makes it a switch.
 
     Of an option with `many` every value that is given counts, else the last. `completes` is what completion offers for
-    the value: "vm", "image", "kernel", "file", "directory" or "".
+    the value: "vm", "image", "kernel", "network", "file", "directory" or "".
     """
 
     name: str

@@ -10,6 +10,7 @@ GROUP_EXAMPLES = {
     "": ("cocoon run debian:13", "cocoon vm list", "cocoon vm console NAME"),
     "image": ("cocoon image pull debian:13", "cocoon image list"),
     "kernel": ("cocoon kernel list",),
+    "network": ("cocoon network list", "cocoon network create --isolated tenants"),
     "vm": ("cocoon vm run --name web debian:13", "cocoon vm list", "cocoon vm rm --force web"),
 }
 

@@ -17,6 +17,7 @@ NAMES = {
     "vm": "SELECT name FROM vm ORDER BY name",
     "image": "SELECT name FROM tag ORDER BY name",
     "kernel": "SELECT name FROM kernel ORDER BY name",
+    "network": "SELECT name FROM network ORDER BY name",
 }
 CLAIMS = "SELECT pid, start_ticks, boot_id FROM vm WHERE state = 'running'"
 TRACES = ("vms", ".cocoon-store", "state.db")

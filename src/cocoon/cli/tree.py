@@ -9,6 +9,7 @@ from cocoon.units import printable
 GROUPS = {
     "image": "Pull, import and remove images",
     "kernel": "Manage the kernels that plain container images boot with",
+    "network": "Manage the networks that VMs are connected to",
     "vm": "Create, run and manage virtual machines",
 }
 
@@ -29,6 +30,10 @@ COMMANDS = {
     "kernel inspect": ("kernel", "Show everything about one kernel"),
     "kernel list": ("kernel", "List kernels"),
     "kernel rm": ("kernel", "Remove kernels"),
+    "network create": ("network", "Create a network"),
+    "network inspect": ("network", "Show everything about one network"),
+    "network list": ("network", "List networks"),
+    "network rm": ("network", "Remove networks"),
     "vm console": ("console", "Attach to a VM's console"),
     "vm create": ("create", "Prepare a VM without starting it"),
     "vm debug": ("create", "Print the commands that a start would run"),
@@ -57,6 +62,7 @@ ALIASES = {
     "vm ps": "vm list",
     "image ls": "image list",
     "kernel ls": "kernel list",
+    "network ls": "network list",
 }
 
 GLOBAL_OPTIONS = (

@@ -8,11 +8,12 @@ dead command) is found by its operation when the plan is recorded.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cocoon.engine.initrd import refresh_boot
+from cocoon.engine.network import networks_of
 from cocoon.engine.reconcile import is_running, reconcile_vm
 from cocoon.engine.stopping import END_GRACE_S, AskGuest, EndVMM, WaitForEnd
 from cocoon.errors import CocoonError, Interrupted, InvalidState
@@ -21,7 +22,7 @@ from cocoon.host.files import make_directory, remove_tree
 from cocoon.host.locks import is_locked, try_lock
 from cocoon.hypervisors import discovery
 from cocoon.model.vm import DirectBoot, DiskRole, VMRecord, VMState
-from cocoon.network.steps import MakeNetns, MakeTap, RemoveNetns
+from cocoon.network.attach import plan_network, plan_network_end
 from cocoon.plan.execute import execute
 from cocoon.plan.launch import LaunchVMM
 from cocoon.plan.plan import Plan
@@ -31,6 +32,7 @@ from cocoon.plan.steps import MakeCgroup, MakeDirectory, RemoveCgroup, RemoveTre
 if TYPE_CHECKING:
     from cocoon.hypervisors.hypervisor import Hypervisor
     from cocoon.model.host import HostFacts
+    from cocoon.model.network import Network
     from cocoon.paths import VMPaths
     from cocoon.plan.step import Step
     from cocoon.plan.world import World
@@ -61,20 +63,14 @@ def locked_vm(world: World, vm: VMRecord) -> Iterator[VMRecord]:
         yield reconcile_vm(world, now)
 
 
-def plan_start_steps(vm: VMRecord, paths: VMPaths, *, backend: Hypervisor, facts: HostFacts) -> tuple[Step, ...]:
-    """From a prepared VM to a running VMM: network, cgroup, capsule."""
-    steps: list[Step] = []
-    if vm.nics:
-        steps.append(MakeNetns(name=vm.nics[0].netns))
-    for nic in vm.nics:
-        # One namespace, one way back to the engine's side: only the first TAP carries the gateway's address.
-        address = nic.gateway if nic.index == 0 else ""
-        steps.append(MakeTap(netns=nic.netns, name=nic.tap, uid=vm.uid, address=address, prefix=nic.prefix))
-    steps.append(MakeCgroup.for_vm(vm, facts.cgroups))
+def plan_start_steps(
+    vm: VMRecord, paths: VMPaths, *, backend: Hypervisor, facts: HostFacts, networks: Mapping[str, Network]
+) -> tuple[Step, ...]:
+    """From a prepared VM to a running VMM: network, cgroup, capsule. `networks` are those of its NICs, by name."""
     launch = backend.plan_launch(vm, paths, facts)
     if vm.spec.foreground:
         launch = tuple(step.replace(foreground=True) if isinstance(step, LaunchVMM) else step for step in launch)
-    return (*steps, *launch)
+    return (*plan_network(vm, networks), MakeCgroup.for_vm(vm, facts.cgroups), *launch)
 
 
 def start_vm(world: World, vm: VMRecord) -> VMRecord:
@@ -96,7 +92,9 @@ def start_vm(world: World, vm: VMRecord) -> VMRecord:
         own = world.paths.vm(now.id)
         # Both may be on a tmpfs that was emptied by a reboot.
         places = (MakeDirectory(path=path, kept=True) for path in (own.run_dir, own.log_dir))
-        steps = (*places, *plan_start_steps(now, own, backend=backend, facts=facts))
+        with world.store.read() as reader:
+            networks = networks_of(reader, (nic.network for nic in now.nics))
+        steps = (*places, *plan_start_steps(now, own, backend=backend, facts=facts, networks=networks))
         plan = Plan(
             kind="vm.start",
             vm_id=now.id,
@@ -139,8 +137,6 @@ def remove_vm(world: World, vm: VMRecord, *, force: bool) -> None:
             )
         own = world.paths.vm(now.id)
         steps: list[Step] = list(plan_end_steps(now, timeout_s=0.0))
-        if now.nics:
-            steps.append(RemoveNetns(name=now.nics[0].netns))
         steps += [RemoveTree(path=path) for path in (own.disk_dir, own.log_dir, own.run_dir)]
         plan = Plan(
             kind="vm.rm",
@@ -198,7 +194,7 @@ def plan_end_steps(vm: VMRecord, *, timeout_s: float) -> tuple[Step, ...]:
             steps.append(WaitForEnd(processes=vm.processes, timeout_s=timeout_s))
         steps.append(EndVMM(vm_id=vm.id, processes=vm.processes, grace_s=END_GRACE_S))
     steps.append(RemoveCgroup(vm_id=vm.id))
-    return tuple(steps)
+    return (*steps, *plan_network_end(vm))
 
 
 def _begin(world: World, vm: VMRecord, *, state: VMState, plan: Plan) -> Callable[[Transaction], Plan]:

@@ -11,9 +11,10 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-from cocoon.errors import NotFound
+from cocoon.errors import CocoonError, NotFound
 from cocoon.host import process
 from cocoon.host.files import read_bounded
+from cocoon.host.locks import try_lock
 from cocoon.model.vm import VMRecord, VMState
 
 if TYPE_CHECKING:
@@ -46,7 +47,29 @@ def reconcile_vm(world: World, vm: VMRecord) -> VMRecord:
         if now is None or now.state is not VMState.RUNNING or now.processes != vm.processes:
             return now or vm  # Another command was faster.
         ended = now.replace(state=state, exit_reason=reason, processes=None, protections=(), stopped_at=time.time())
-        return transaction.put_vm(ended)
+        ended = transaction.put_vm(ended)
+    if ended.nics:
+        _disconnect(world, ended)
+    return ended
+
+
+def _disconnect(world: World, vm: VMRecord) -> None:
+    """Takes the network of a VM away that has ended by itself, so that nobody sends to a TAP without a reader.
+
+    Whoever has the VM's lock is at work on it and makes or takes away its network himself.
+    """
+    from cocoon.network.attach import plan_network_end
+
+    lock = try_lock(world.paths.vm(vm.id).vm_lock, create=False)
+    if lock is None:
+        return
+    with lock:
+        for step in plan_network_end(vm):
+            try:
+                step.apply(world)
+            except CocoonError as error:
+                world.report(f"the network of {vm.spec.name}, which has ended, stays for now: {error.message}")
+                return
 
 
 def how_it_ended(store: Store, vm: VMRecord) -> tuple[VMState, str]:

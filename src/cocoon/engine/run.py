@@ -24,7 +24,7 @@ from cocoon.errors import AlreadyExists, InvalidSpec, InvalidState, NotFound
 from cocoon.host.facts import gather_facts
 from cocoon.hypervisors import discovery
 from cocoon.model.vm import VMRecord, VMSpec, VMState
-from cocoon.network.addressing import make_nic
+from cocoon.network.addressing import DEFAULT_NETWORK, make_nic
 from cocoon.paths import Paths
 from cocoon.plan.execute import execute
 from cocoon.plan.plan import Plan
@@ -33,10 +33,12 @@ from cocoon.plan.steps import MakeDirectory
 
 if TYPE_CHECKING:
     from cocoon.config import Config
+    from cocoon.engine.network import NetworkMaker
     from cocoon.hypervisors.hypervisor import Hypervisor
     from cocoon.model.host import HostFacts
     from cocoon.model.image import Image
     from cocoon.model.kernel import Kernel
+    from cocoon.model.network import Network
     from cocoon.plan.step import Step
     from cocoon.plan.world import World
     from cocoon.store.reader import Reader
@@ -46,10 +48,11 @@ if TYPE_CHECKING:
 class Prepared:
     """A request with the backend and the facts that it was checked against."""
 
-    def __init__(self, request: Request, backend: Hypervisor, facts: HostFacts) -> None:
+    def __init__(self, request: Request, backend: Hypervisor, facts: HostFacts, networks: NetworkMaker) -> None:
         self.request = request
         self.backend = backend
         self.facts = facts
+        self.networks = networks
 
 
 def prepare(world: World, spec: VMSpec, image: Image) -> Prepared:
@@ -57,6 +60,8 @@ def prepare(world: World, spec: VMSpec, image: Image) -> Prepared:
 
     Raises InvalidSpec, Unsupported, NotFound (no kernel for an image without one), AlreadyExists (the name).
     """
+    from cocoon.engine.network import NetworkMaker
+
     check_spec(spec)
     facts = gather_facts(world.config)
     if spec.cpus > facts.cpus:
@@ -79,7 +84,7 @@ def prepare(world: World, spec: VMSpec, image: Image) -> Prepared:
         dns=tuple(server for server in world.config.dns.replace(";", ",").replace(" ", "").split(",") if server),
         created_at=time.time(),
     )
-    return Prepared(request, backend, facts)
+    return Prepared(request, backend, facts, NetworkMaker(world))
 
 
 def find_kernel(world: World, spec: VMSpec, image: Image) -> Kernel | None:
@@ -156,11 +161,18 @@ def pinned_digests(request: Request) -> tuple[str, ...]:
 def draw_creation(transaction: Transaction, prepared: Prepared, world: World, *, start: bool) -> tuple[VMRecord, Plan]:
     """The record and the plan of a new VM, with what the store allots to it."""
     paths = world.paths
-    allotment = _allot(transaction, prepared.request, world.config)
+    networks = _resolve_networks(transaction, prepared)
+    allotment = _allot(transaction, prepared.request, config=world.config, networks=networks)
     vm = draw_record(prepared.request, allotment, backend=prepared.backend, facts=prepared.facts, paths=paths)
     steps = (*plan_place_steps(vm, paths), *plan_disk_steps(vm, paths, draw_config(prepared, vm)))
     if start:
-        steps = (*steps, *plan_start_steps(vm, paths.vm(vm.id), backend=prepared.backend, facts=prepared.facts))
+        steps += plan_start_steps(
+            vm,
+            paths.vm(vm.id),
+            backend=prepared.backend,
+            facts=prepared.facts,
+            networks={network.name: network for network in networks},
+        )
     on_success = (MarkRunning(vm_id=vm.id) if start else SetVMState(vm_id=vm.id, state=VMState.CREATED),)
     plan = Plan(
         kind="vm.run" if start else "vm.create",
@@ -186,7 +198,15 @@ def plan_place_steps(vm: VMRecord, paths: Paths) -> tuple[Step, ...]:
     return tuple(MakeDirectory(path=path) for path in (own.disk_dir, own.run_dir, own.log_dir))
 
 
-def _allot(transaction: Transaction, request: Request, config: Config) -> Allotment:
+def _resolve_networks(transaction: Transaction, prepared: Prepared) -> tuple[Network, ...]:
+    """The network of each NIC: those that were named, in order, and for NICs beyond them the first again."""
+    spec = prepared.request.spec
+    names = spec.networks or (DEFAULT_NETWORK,)
+    each = (names[index] if index < len(names) else names[0] for index in range(spec.nics))
+    return tuple(prepared.networks.resolve(transaction, name) for name in each)
+
+
+def _allot(transaction: Transaction, request: Request, *, config: Config, networks: tuple[Network, ...]) -> Allotment:
     """Name, uid and addresses, from the store."""
     spec = request.spec
     name = spec.name or derive_name(request.image.name, lambda name: transaction.vm_named(name) is not None)
@@ -195,9 +215,9 @@ def _allot(transaction: Transaction, request: Request, config: Config) -> Allotm
         make_nic(
             request.vm_id,
             index,
-            subnet=config.subnet,
-            address=transaction.allocate_address(config.subnet, request.vm_id, index),
+            network=network,
+            address=transaction.allocate_address(network.subnet, request.vm_id, index, network=network.name),
         )
-        for index in range(spec.nics)
+        for index, network in enumerate(networks)
     )
     return Allotment(name=name, uid=uid, nics=nics)

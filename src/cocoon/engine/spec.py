@@ -45,6 +45,12 @@ def check_spec(spec: VMSpec) -> None:
         raise InvalidSpec(f"--cpu must be 1 to {MAX_CPUS}, not {spec.cpus}")
     if not 0 <= spec.nics <= MAX_NICS:
         raise InvalidSpec(f"--nics must be 0 to {MAX_NICS}, not {spec.nics}")
+    if len(spec.networks) > spec.nics:
+        raise InvalidSpec(
+            f"{len(spec.networks)} networks were named for {spec.nics} interfaces", hint="leave --nics out, or raise it"
+        )
+    for network in spec.networks:
+        parse_name(network, "network")
     _check_size("--memory", spec.memory_bytes, least=MIN_MEMORY_BYTES, most=MAX_MEMORY_BYTES)
     _check_size("--storage", spec.storage_bytes, least=MIN_STORAGE_BYTES, most=MAX_STORAGE_BYTES)
     check_data_disks(spec.data_disks)

@@ -78,7 +78,8 @@ class Disk(Value):
 class NIC(Value):
     """One network interface. `address` is `a.b.c.d` or "" for DHCP; `prefix` its length; `gateway` may be "".
 
-    `netns` is a name below /run/netns; `tap` the TAP's name in it.
+    `netns` is a name below /run/netns; `tap` the TAP's name in it. `provider` attaches it to `network`; `link` is the
+    interface on the host's side, "" where there is none of ours. `address6` is "" for none; `mtu` 0 for the usual one.
     """
 
     index: int
@@ -89,6 +90,12 @@ class NIC(Value):
     address: str
     prefix: int
     gateway: str
+    provider: str = "nat"
+    link: str = ""
+    address6: str = ""
+    prefix6: int = 0
+    gateway6: str = ""
+    mtu: int = 0
 
 
 class DirectBoot(Value):
@@ -141,7 +148,10 @@ class VolumeSpec(Value):
 
 
 class VMSpec(Value):
-    """What a user asked for, parsed and checked for itself; sizes in bytes."""
+    """What a user asked for, parsed and checked for itself; sizes in bytes.
+
+    `networks` are those of the NICs in order; NICs beyond them are on the first, and without any on the default one.
+    """
 
     name: str
     image: str
@@ -159,6 +169,7 @@ class VMSpec(Value):
     process: ProcessSpec = ProcessSpec()
     volumes: tuple[VolumeSpec, ...] = ()
     data_disks: tuple[DataDisk, ...] = ()
+    networks: tuple[str, ...] = ()
 
 
 class ProcessRef(Value):

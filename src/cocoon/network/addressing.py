@@ -1,13 +1,18 @@
-"""Names, MAC addresses and the layout of the subnet: all of it follows from ids, so that undo needs no record."""
+"""Names, MAC addresses and the layout of subnets: all of it follows from ids, so that undo needs no record."""
 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
+from collections.abc import Iterable, Iterator
 
+from cocoon.errors import InvalidState
+from cocoon.model.network import Network
 from cocoon.model.vm import NIC
 from cocoon.units import parse_subnet, render_address
 
 DEFAULT_NETWORK = "default"
+DEFAULT_BRIDGE = "cocoon0"
 
 
 def netns_name(vm_id: str) -> str:
@@ -20,9 +25,27 @@ def tap_name(vm_id: str, index: int) -> str:
     return f"tap{vm_id[:8]}-{index}"
 
 
-def mac_address(vm_id: str, index: int) -> str:
-    """A locally administered unicast address that is the same for the life of the VM."""
-    digest = hashlib.sha256(f"{vm_id}/{index}".encode()).digest()
+def link_name(vm_id: str, index: int) -> str:
+    """The host's end of the pair of interfaces that a VM's NIC hangs on."""
+    return f"cv{vm_id[:8]}-{index}"
+
+
+def inner_name(index: int) -> str:
+    """The other end, in the VM's namespace: the name that CNI gives it, too."""
+    return f"eth{index}"
+
+
+def bridge_name(network: str, *, store_id: str, is_main: bool) -> str:
+    """The bridge of one of our own networks: `cocoon0` for the default one of the host's main store; two engines with
+    other stores never share one."""
+    if network == DEFAULT_NETWORK and is_main:
+        return DEFAULT_BRIDGE
+    return f"cn{hashlib.sha256(f'{store_id}/{network}'.encode()).hexdigest()[:12]}"
+
+
+def mac_address(owner: str, index: int) -> str:
+    """A locally administered unicast address that is the same for the life of its owner, a VM or a bridge."""
+    digest = hashlib.sha256(f"{owner}/{index}".encode()).digest()
     return ":".join(f"{byte:02x}" for byte in bytes([(digest[0] & 0xFC) | 0x02]) + digest[1:6])
 
 
@@ -31,15 +54,69 @@ def gateway_address(subnet: str) -> str:
     return render_address(parse_subnet(subnet)[0] + 1)
 
 
-def make_nic(vm_id: str, index: int, *, subnet: str, address: str) -> NIC:
-    """The NIC number `index` of a VM with a static address in `subnet`."""
+def address6(subnet6: str, number: int) -> str:
+    """The address number `number` of an IPv6 subnet."""
+    return str(ipaddress.IPv6Network(subnet6)[number])
+
+
+def link_local_address(mac: str) -> str:
+    """The address that a kernel gives itself on an interface with this MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + identifier))
+
+
+def make_nic(vm_id: str, index: int, *, network: Network, address: str) -> NIC:
+    """The NIC number `index` of a VM with a static address in `network`; its IPv6 address has the same number."""
+    low, prefix = parse_subnet(network.subnet)
+    number = int(ipaddress.IPv4Address(address)) - low
     return NIC(
         index=index,
         mac=mac_address(vm_id, index),
         tap=tap_name(vm_id, index),
         netns=netns_name(vm_id),
-        network=DEFAULT_NETWORK,
+        network=network.name,
         address=address,
-        prefix=parse_subnet(subnet)[1],
-        gateway=gateway_address(subnet),
+        prefix=prefix,
+        gateway=gateway_address(network.subnet),
+        provider=network.provider,
+        link=link_name(vm_id, index),
+        address6=address6(network.subnet6, number) if network.subnet6 else "",
+        prefix6=64 if network.subnet6 else 0,
+        gateway6=address6(network.subnet6, 1) if network.subnet6 else "",
+        mtu=network.mtu,
     )
+
+
+def choose_subnet(taken: Iterable[str], *, wanted: str = "") -> str:
+    """A private subnet that overlaps none of `taken` (IPv4 networks as `a.b.c.d/n`): `wanted`, or the first that fits.
+
+    Raises InvalidState when `wanted` overlaps, or nothing is left.
+    """
+    others = [ipaddress.IPv4Network(text) for text in taken]
+    if wanted:
+        subnet = ipaddress.IPv4Network(wanted)
+        for other in others:
+            if other.overlaps(subnet):
+                hint = "choose another --subnet"
+                raise InvalidState(f"subnet {wanted} overlaps {other}, which is in use on this host", hint=hint)
+        return str(subnet)
+    for candidate in _candidates():
+        if not any(other.overlaps(candidate) for other in others):
+            return str(candidate)
+    raise InvalidState("no private IPv4 subnet is free on this host", hint="name one: --subnet a.b.c.d/n")
+
+
+def _candidates() -> Iterator[ipaddress.IPv4Network]:
+    """From roomy and little used to small."""
+    for second in (*range(88, 128), *range(200, 240)):
+        yield ipaddress.IPv4Network(f"10.{second}.0.0/16")
+    for second in range(31, 17, -1):
+        yield ipaddress.IPv4Network(f"172.{second}.0.0/16")
+    for third in range(200, 255):
+        yield ipaddress.IPv4Network(f"192.168.{third}.0/24")
+
+
+def choose_subnet6(seed: bytes) -> str:
+    """A unique local /64 (RFC 4193) of 40 random bits, the first five bytes of `seed`."""
+    return str(ipaddress.IPv6Network((b"\xfd" + seed[:5] + bytes(10), 64)))

@@ -1,11 +1,17 @@
-"""The steps that give a VM its network namespace and its TAPs."""
+"""The steps that give a VM its network namespace, its interfaces there, its TAPs and their fences."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, ClassVar
 
-from cocoon.host import link, netns
+from cocoon.errors import AlreadyExists, NotFound
+from cocoon.host import forwarding, netlink, netns, nft, tap
+from cocoon.model.network import Network
+from cocoon.network.addressing import address6, gateway_address, mac_address
+from cocoon.network.rules import render_network, render_removal
 from cocoon.plan.step import Step
+from cocoon.units import parse_subnet
 from cocoon.value import Value
 
 if TYPE_CHECKING:
@@ -19,45 +25,214 @@ class MakeNetns(Step):
     name: str
 
     def describe(self) -> tuple[str, ...]:
-        return (f"ip netns add {self.name}", f"ip -n {self.name} link set lo up")
+        switches = "net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1"
+        return (
+            f"ip netns add {self.name}",
+            f"ip netns exec {self.name} sysctl -q {switches}",
+            f"ip -n {self.name} link set lo up",
+        )
 
     def apply(self, world: World) -> Value | None:
         netns.make_netns(self.name)
         with netns.inside_netns(self.name):
-            link.set_up("lo")
+            # Its interfaces carry the guest's packets only: what they would say of their own is nobody's.
+            forwarding.disable_ipv6()
+            netlink.set_up("lo")
         return None
 
     def undo(self, world: World) -> None:
         netns.remove_netns(self.name)
 
 
+class EnsureBridge(Step):
+    """The bridge of one of our own networks, with its addresses, its rules and forwarding. It stays for other VMs."""
+
+    step: ClassVar[str] = "bridge"
+    network: Network
+
+    def describe(self) -> tuple[str, ...]:
+        network, name = self.network, self.network.bridge
+        mtu = f" mtu {network.mtu}" if network.mtu else ""
+        lines = [f"ip link show {name} >/dev/null 2>&1 || ip link add {name} address {self._mac()}{mtu} type bridge"]
+        lines += [f"ip address replace {address}/{prefix} dev {name}" for address, prefix in self._addresses()]
+        rules = render_network(network).rstrip("\n")
+        return (
+            *lines,
+            f"ip link set {name} up",
+            f"sysctl -q net.ipv4.conf.{name}.forwarding=1 net.ipv4.conf.{name}.route_localnet=1",
+            f"nft -f - <<'END'\n{rules}\nEND",
+        )
+
+    def apply(self, world: World) -> Value | None:
+        """Raises HostFault."""
+        network, what = self.network, f"bridge {self.network.bridge}"
+        bridge = netlink.find_link(network.bridge)
+        if bridge is None:
+            try:
+                netlink.make_bridge(network.bridge, mtu=network.mtu)
+            except AlreadyExists:
+                pass  # Another command was faster.
+            bridge = netlink.find_link(network.bridge)
+        if bridge is None:
+            raise NotFound(f"{what} of network {network.name} vanished while it was made", hint="try again")
+        for address, prefix in self._addresses():
+            netlink.add_address(bridge.index, address, prefix, what=what)
+        if not bridge.is_up:
+            netlink.set_up(network.bridge, mac=self._mac(), alias=f"cocoon network {network.name}")
+        forwarding.forward_ipv4(network.bridge)
+        if network.subnet6:
+            forwarding.forward_ipv6(network.bridge)
+        # Each time: whoever flushes the host's ruleset takes ours along, and the next VM brings it back.
+        nft.load_rules(render_network(network))
+        return None
+
+    def undo(self, world: World) -> None:
+        """Nothing: other VMs may use it. `cocoon network rm` takes it away."""
+
+    def _mac(self) -> str:
+        """Its own: a bridge without one takes that of a port, and changes it when ports come and go."""
+        return mac_address(self.network.bridge, 0)
+
+    def _addresses(self) -> list[tuple[str, int]]:
+        network = self.network
+        found = [(gateway_address(network.subnet), parse_subnet(network.subnet)[1])]
+        return [*found, (address6(network.subnet6, 1), 64)] if network.subnet6 else found
+
+
+class RemoveBridge(Step):
+    """The bridge of one of our own networks goes, with its rules. No VM is on it any more."""
+
+    step: ClassVar[str] = "remove-bridge"
+    network: Network
+
+    def describe(self) -> tuple[str, ...]:
+        return (f"ip link delete {self.network.bridge}", f"nft -f - <<'END'\n{render_removal(self.network)}END")
+
+    def apply(self, world: World) -> Value | None:
+        """Raises HostFault. Absent is fine."""
+        netlink.delete_link(self.network.bridge)
+        nft.load_rules(render_removal(self.network))
+        return None
+
+    def undo(self, world: World) -> None:
+        """Nothing: a removal is finished, never undone."""
+
+
+class AttachLink(Step):
+    """A pair of interfaces: `link` on the host, a fenced port of `bridge`; `inner` in the VM's namespace.
+
+    The bridge knows where `mac` is and learns nothing else. `mtu` 0 leaves it to the kernel.
+    """
+
+    step: ClassVar[str] = "link"
+    netns: str
+    link: str
+    inner: str
+    bridge: str
+    mac: str
+    mtu: int
+    isolated: bool
+
+    def describe(self) -> tuple[str, ...]:
+        mtu = f" mtu {self.mtu}" if self.mtu else ""
+        isolated = "on" if self.isolated else "off"
+        return (
+            f"ip link add {self.link}{mtu} type veth peer name {self.inner}{mtu} netns {self.netns}",
+            f"ip link set {self.link} master {self.bridge} up",
+            f"ip link set {self.link} type bridge_slave learning off flood off isolated {isolated}",
+            f"bridge fdb replace {self.mac} dev {self.link} master static",
+            f"ip -n {self.netns} link set {self.inner} up",
+        )
+
+    def apply(self, world: World) -> Value | None:
+        """Raises NotFound (no such bridge), HostFault."""
+        bridge = netlink.find_link(self.bridge)
+        if bridge is None:
+            raise NotFound(f"bridge {self.bridge} does not exist", hint="cocoon network list; ip link")
+        netlink.delete_link(self.link)  # One that a dead command left, or whose namespace is still on its way out.
+        fd = os.open(netns.netns_path(self.netns), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            netlink.make_veth(self.link, peer=self.inner, peer_netns_fd=fd, mtu=self.mtu)
+        finally:
+            os.close(fd)
+        what = f"interface {self.link}"
+        netlink.set_up(self.link, master=bridge.index)
+        port = netlink.find_link(self.link)
+        if port is None:
+            raise NotFound(f"{what} vanished while it was made", hint="try again")
+        netlink.fence_port(port.index, isolated=self.isolated, what=what)
+        netlink.add_forwarding_entry(port.index, self.mac, what=what)
+        with netns.inside_netns(self.netns):
+            netlink.set_up(self.inner)
+        return None
+
+    def undo(self, world: World) -> None:
+        """Removes the pair."""
+        netlink.delete_link(self.link)
+
+
+class DetachLink(Step):
+    """The pair of interfaces goes; whoever waits for a packet by it waits in vain."""
+
+    step: ClassVar[str] = "remove-link"
+    link: str
+
+    def describe(self) -> tuple[str, ...]:
+        return (f"ip link delete {self.link}",)
+
+    def apply(self, world: World) -> Value | None:
+        netlink.delete_link(self.link)
+        return None
+
+    def undo(self, world: World) -> None:
+        """Nothing: a removal is finished, never undone."""
+
+
 class MakeTap(Step):
-    """A TAP in the VM's namespace, owned by the VM's uid; `address` is the host's side, the guest's gateway."""
+    """A TAP in the VM's namespace, owned by the VM's uid."""
 
     step: ClassVar[str] = "tap"
     netns: str
     name: str
     uid: int
-    address: str
-    prefix: int
+    mtu: int = 0
 
     def describe(self) -> tuple[str, ...]:
         ip = f"ip -n {self.netns}"
-        lines = [f"{ip} tuntap add {self.name} mode tap vnet_hdr user {self.uid}"]
-        if self.address:
-            lines.append(f"{ip} address add {self.address}/{self.prefix} dev {self.name}")
-        return (*lines, f"{ip} link set {self.name} up")
+        mtu = f" mtu {self.mtu}" if self.mtu else ""
+        return (
+            f"{ip} tuntap add {self.name} mode tap vnet_hdr user {self.uid}",
+            f"{ip} link set {self.name}{mtu} up",
+        )
 
     def apply(self, world: World) -> Value | None:
         with netns.inside_netns(self.netns):
-            link.make_tap(self.name, uid=self.uid)
-            if self.address:
-                link.set_address(self.name, address=self.address, prefix=self.prefix)
-            link.set_up(self.name)
+            tap.make_tap(self.name, uid=self.uid)
+            netlink.set_up(self.name, mtu=self.mtu)
         return None
 
     def undo(self, world: World) -> None:
         """Nothing: the TAP goes with its namespace, and no plan makes the one without the other."""
+
+
+class LoadFences(Step):
+    """The rules in the VM's namespace that join each TAP with its interface and let pass what is the guest's own."""
+
+    step: ClassVar[str] = "fences"
+    netns: str
+    rules: str
+
+    def describe(self) -> tuple[str, ...]:
+        return (f"ip netns exec {self.netns} nft -f - <<'END'\n{self.rules}END",)
+
+    def apply(self, world: World) -> Value | None:
+        """Raises HostFault."""
+        with netns.inside_netns(self.netns):
+            nft.load_rules(self.rules)
+        return None
+
+    def undo(self, world: World) -> None:
+        """Nothing: the rules go with the namespace."""
 
 
 class RemoveNetns(Step):

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from cocoon.errors import Ambiguous, NotFound
 from cocoon.model.image import Blob, Image, Layer
 from cocoon.model.kernel import Kernel
+from cocoon.model.network import Network
 from cocoon.model.operation import Debt, Operation, Pin
 from cocoon.model.vm import VMRecord
 from cocoon.store.codec import decode, decode_plain
@@ -161,6 +162,22 @@ class Reader:
         return (
             self._one(Kernel, "SELECT body FROM kernel WHERE id = ?", chosen, "the default kernel") if chosen else None
         )
+
+    # Networks
+
+    def network(self, name: str) -> Network | None:
+        """The network of this name, or None."""
+        return self._one(Network, "SELECT body FROM network WHERE name = ?", name, f"the record of network {name}")
+
+    def networks(self) -> list[Network]:
+        """Every network, oldest first."""
+        rows = self._rows("SELECT body FROM network ORDER BY created_at, name")
+        return [decode(Network, str(row[0]), "a network's record") for row in rows]
+
+    def vms_on(self, network: str) -> list[tuple[str, str]]:
+        """Id and name of the VMs with a NIC on this network, by name."""
+        query = "SELECT DISTINCT vm.id, vm.name FROM nic JOIN vm ON vm.id = nic.vm_id WHERE nic.network = ? ORDER BY 2"
+        return [(str(row[0]), str(row[1])) for row in self._rows(query, network)]
 
     # Operations, debts, settings
 

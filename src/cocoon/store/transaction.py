@@ -8,6 +8,7 @@ import time
 from cocoon.errors import AlreadyExists, InvalidState, NotFound
 from cocoon.model.image import Blob, Image, Layer
 from cocoon.model.kernel import Kernel
+from cocoon.model.network import Network
 from cocoon.model.operation import Operation
 from cocoon.model.vm import VMRecord
 from cocoon.store.codec import encode
@@ -184,6 +185,26 @@ class Transaction(Reader):
         if not self._rows("SELECT 1 FROM kernel WHERE id = ?", kernel_id):
             raise NotFound(f"there is no kernel {printable(kernel_id)}", hint="cocoon kernel list shows all of them")
         self.set_setting(DEFAULT_KERNEL_KEY, kernel_id)
+
+    # Networks
+
+    def put_network(self, network: Network) -> None:
+        """Adds the network. Raises AlreadyExists."""
+        query = "INSERT INTO network (name, provider, subnet, created_at, body) VALUES (?, ?, ?, ?, ?)"
+        try:
+            self._execute(query, network.name, network.provider, network.subnet, network.created_at, encode(network))
+        except sqlite3.IntegrityError as error:
+            hint = f"give another name, or remove it: cocoon network rm {network.name}"
+            raise AlreadyExists(f"network {printable(network.name)} exists already", hint=hint) from error
+
+    def delete_network(self, name: str) -> None:
+        """Forgets the network. Raises InvalidState when VMs are on it."""
+        users = self.vms_on(name)
+        if users:
+            shown = ", ".join(user for _, user in users[:5]) + (", ..." if len(users) > 5 else "")
+            hint = "remove them first: cocoon vm rm"
+            raise InvalidState(f"network {printable(name)} is in use by {len(users)} VMs: {shown}", hint=hint)
+        self._execute("DELETE FROM network WHERE name = ?", name)
 
     # Operations, debts, settings
 

@@ -18,12 +18,13 @@ _cocoon() {
         case $word in
             --root-dir=*) state=("$word") ;;
             --*=*) ;;
-            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --file | --reference | --platform | --name | --modules | --escape-char | --cpu | --memory | --storage | --data-disk | --nics | --hypervisor | --kernel | --volume | --env | --env-file | --workdir | --user | --entrypoint | --hostname | --tail | --timeout | -o | -o | -m | -v | -e | -w | -u | -n) waiting=$word ;;
+            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --file | --reference | --platform | --name | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --network | --nics | --hypervisor | --kernel | --volume | --env | --env-file | --workdir | --user | --entrypoint | --hostname | --tail | --timeout | -o | -o | -m | -v | -e | -w | -u | -n) waiting=$word ;;
             -*) ;;
             *)
                 case "$route:$word" in
                     ":image") route="image" ;;
                     ":kernel") route="kernel" ;;
+                    ":network") route="network" ;;
                     ":vm") route="vm" ;;
                     ":completion") route="completion" ;;
                     ":doctor") route="doctor" ;;
@@ -40,6 +41,10 @@ _cocoon() {
                     "kernel:inspect") route="kernel inspect" ;;
                     "kernel:list") route="kernel list" ;;
                     "kernel:rm") route="kernel rm" ;;
+                    "network:create") route="network create" ;;
+                    "network:inspect") route="network inspect" ;;
+                    "network:list") route="network list" ;;
+                    "network:rm") route="network rm" ;;
                     "vm:console") route="vm console" ;;
                     "vm:create") route="vm create" ;;
                     "vm:debug") route="vm debug" ;;
@@ -64,6 +69,7 @@ _cocoon() {
                     "vm:ps") route="vm list" ;;
                     "image:ls") route="image list" ;;
                     "kernel:ls") route="kernel list" ;;
+                    "network:ls") route="network list" ;;
                     *) ((count++)) ;;
                 esac
                 ;;
@@ -82,6 +88,7 @@ _cocoon() {
             --output | -o) kind="table json" ;;
             --file | -o) kind="file" ;;
             --modules) kind="directory" ;;
+            --network) kind="network" ;;
             --hypervisor) kind="auto cloud-hypervisor firecracker qemu" ;;
             --kernel) kind="kernel" ;;
             --volume | -v) kind="file" ;;
@@ -104,14 +111,18 @@ _cocoon() {
             "kernel inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel rm") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "network create") flags="--subnet --mtu --isolated --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "network inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "network list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "network rm") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm console") flags="--escape-char --read-only --take --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm create") flags="--name --cpu --memory --storage --data-disk --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm debug") flags="--name --cpu --memory --storage --data-disk --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm create") flags="--name --cpu --memory --storage --data-disk --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm debug") flags="--name --cpu --memory --storage --data-disk --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm logs") flags="--follow --tail --vmm --raw --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm rm") flags="--force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm run") flags="--name --cpu --memory --storage --data-disk --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --interactive --tty --detach --foreground --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm run") flags="--name --cpu --memory --storage --data-disk --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --interactive --tty --detach --foreground --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm start") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm stop") flags="--force --timeout --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             *) flags="--config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
@@ -119,9 +130,10 @@ _cocoon() {
         kind=$flags
     else
         case $route in
-            "") choices="image kernel vm completion doctor inspect version create images logs ps pull rm rmi run start stop" ;;
+            "") choices="image kernel network vm completion doctor inspect version create images logs ps pull rm rmi run start stop" ;;
             "image") choices="export import inspect list pull rm ls" ;;
             "kernel") choices="add default inspect list rm ls" ;;
+            "network") choices="create inspect list rm ls" ;;
             "vm") choices="console create debug inspect list logs rm run start stop ls ps" ;;
             "completion") kind="bash zsh fish" most=1 ;;
             "inspect") kind="vm" most=1 ;;
@@ -133,6 +145,8 @@ _cocoon() {
             "kernel default") kind="kernel" most=1 ;;
             "kernel inspect") kind="kernel" most=1 ;;
             "kernel rm") kind="kernel" most=999 ;;
+            "network inspect") kind="network" most=1 ;;
+            "network rm") kind="network" most=999 ;;
             "vm console") kind="vm" most=1 ;;
             "vm create") kind="image" most=1 ;;
             "vm debug") kind="image" most=1 ;;
@@ -150,7 +164,7 @@ _cocoon() {
         none) return ;;
         file) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
         directory) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$current") ;;
-        vm | image | kernel)
+        vm | image | kernel | network)
             while IFS= read -r candidate; do
                 [[ $candidate == "$current"* ]] && COMPREPLY+=("$candidate")
             done < <(command cocoon __complete "$kind" "${state[@]}" 2>/dev/null)

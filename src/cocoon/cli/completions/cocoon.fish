@@ -10,7 +10,7 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
             continue
         end
         switch $word
-            case --config --root-dir --run-dir --log-dir --dns --output --file --reference --platform --name --modules --escape-char --cpu --memory --storage --data-disk --nics --hypervisor --kernel --volume --env --env-file --workdir --user --entrypoint --hostname --tail --timeout -o -o -m -v -e -w -u -n
+            case --config --root-dir --run-dir --log-dir --dns --output --file --reference --platform --name --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --network --nics --hypervisor --kernel --volume --env --env-file --workdir --user --entrypoint --hostname --tail --timeout -o -o -m -v -e -w -u -n
                 set waiting $word
             case '-*'
             case '*'
@@ -19,6 +19,8 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
                         set route 'image'
                     case ':kernel'
                         set route 'kernel'
+                    case ':network'
+                        set route 'network'
                     case ':vm'
                         set route 'vm'
                     case ':completion'
@@ -51,6 +53,14 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
                         set route 'kernel list'
                     case 'kernel:rm'
                         set route 'kernel rm'
+                    case 'network:create'
+                        set route 'network create'
+                    case 'network:inspect'
+                        set route 'network inspect'
+                    case 'network:list'
+                        set route 'network list'
+                    case 'network:rm'
+                        set route 'network rm'
                     case 'vm:console'
                         set route 'vm console'
                     case 'vm:create'
@@ -99,6 +109,8 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
                         set route 'image list'
                     case 'kernel:ls'
                         set route 'kernel list'
+                    case 'network:ls'
+                        set route 'network list'
                     case '*'
                         set count (math $count + 1)
                 end
@@ -129,6 +141,7 @@ end
 complete -c cocoon -f
 complete -c cocoon -n '__cocoon_at "" 1' -a image -d 'Pull, import and remove images'
 complete -c cocoon -n '__cocoon_at "" 1' -a kernel -d 'Manage the kernels that plain container images boot with'
+complete -c cocoon -n '__cocoon_at "" 1' -a network -d 'Manage the networks that VMs are connected to'
 complete -c cocoon -n '__cocoon_at "" 1' -a vm -d 'Create, run and manage virtual machines'
 complete -c cocoon -n '__cocoon_at "" 1' -a completion -d 'Print the completion script of a shell'
 complete -c cocoon -n '__cocoon_at "" 1' -a doctor -d 'Show what this host can do, and what to do about the rest'
@@ -157,6 +170,11 @@ complete -c cocoon -n '__cocoon_at "kernel" 1' -a inspect -d 'Show everything ab
 complete -c cocoon -n '__cocoon_at "kernel" 1' -a list -d 'List kernels'
 complete -c cocoon -n '__cocoon_at "kernel" 1' -a rm -d 'Remove kernels'
 complete -c cocoon -n '__cocoon_at "kernel" 1' -a ls -d 'List kernels'
+complete -c cocoon -n '__cocoon_at "network" 1' -a create -d 'Create a network'
+complete -c cocoon -n '__cocoon_at "network" 1' -a inspect -d 'Show everything about one network'
+complete -c cocoon -n '__cocoon_at "network" 1' -a list -d 'List networks'
+complete -c cocoon -n '__cocoon_at "network" 1' -a rm -d 'Remove networks'
+complete -c cocoon -n '__cocoon_at "network" 1' -a ls -d 'List networks'
 complete -c cocoon -n '__cocoon_at "vm" 1' -a console -d 'Attach to a VMs console'
 complete -c cocoon -n '__cocoon_at "vm" 1' -a create -d 'Prepare a VM without starting it'
 complete -c cocoon -n '__cocoon_at "vm" 1' -a debug -d 'Print the commands that a start would run'
@@ -202,6 +220,16 @@ complete -c cocoon -n '__cocoon_at "kernel list"' -s o -l output -d 'How to prin
 complete -c cocoon -n '__cocoon_at "kernel list"' -s q -l quiet -d 'Print ids only'
 complete -c cocoon -n '__cocoon_at "kernel rm"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "kernel rm" 999' -f -a '(__cocoon_names kernel)'
+complete -c cocoon -n '__cocoon_at "network create"' -l subnet -d 'IPv4 addresses; a free range when not given' -x
+complete -c cocoon -n '__cocoon_at "network create"' -l mtu -d 'Largest packet, in bytes' -x
+complete -c cocoon -n '__cocoon_at "network create"' -l isolated -d 'Its VMs do not reach one another'
+complete -c cocoon -n '__cocoon_at "network create"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "network inspect"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "network inspect" 1' -f -a '(__cocoon_names network)'
+complete -c cocoon -n '__cocoon_at "network list"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "network list"' -s q -l quiet -d 'Print ids only'
+complete -c cocoon -n '__cocoon_at "network rm"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "network rm" 999' -f -a '(__cocoon_names network)'
 complete -c cocoon -n '__cocoon_at "vm console"' -l escape-char -d 'Typed before a dot it leaves the console' -x
 complete -c cocoon -n '__cocoon_at "vm console"' -l read-only -d 'Watch without writing'
 complete -c cocoon -n '__cocoon_at "vm console"' -l take -d 'Write instead of whoever writes now'
@@ -211,6 +239,7 @@ complete -c cocoon -n '__cocoon_at "vm create"' -l cpu -d 'Virtual CPUs' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -s m -l memory -d 'Memory, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l storage -d 'Writable root disk, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l data-disk -d 'A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l network -d 'Network of the first interface, and if given again of the next' -r -f -a '(__cocoon_names network)'
 complete -c cocoon -n '__cocoon_at "vm create"' -l nics -d 'Network interfaces; 0 for none' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm create"' -l fc -d 'Short for --hypervisor firecracker'
@@ -232,6 +261,7 @@ complete -c cocoon -n '__cocoon_at "vm debug"' -l cpu -d 'Virtual CPUs' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -s m -l memory -d 'Memory, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l storage -d 'Writable root disk, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l data-disk -d 'A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l network -d 'Network of the first interface, and if given again of the next' -r -f -a '(__cocoon_names network)'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l nics -d 'Network interfaces; 0 for none' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l fc -d 'Short for --hypervisor firecracker'
@@ -264,6 +294,7 @@ complete -c cocoon -n '__cocoon_at "vm run"' -l cpu -d 'Virtual CPUs' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -s m -l memory -d 'Memory, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l storage -d 'Writable root disk, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l data-disk -d 'A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l network -d 'Network of the first interface, and if given again of the next' -r -f -a '(__cocoon_names network)'
 complete -c cocoon -n '__cocoon_at "vm run"' -l nics -d 'Network interfaces; 0 for none' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm run"' -l fc -d 'Short for --hypervisor firecracker'

@@ -1,13 +1,12 @@
-"""Network interfaces by ioctl, in the calling thread's network namespace: TAPs, addresses, link state.
+"""TAPs: interfaces whose cable ends in a VMM; made by ioctl in the calling thread's network namespace.
 
-Sources: netdevice(7), Linux Documentation/networking/tuntap.rst, include/uapi/linux/{if,if_tun,sockios}.h.
+Sources: Linux Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import socket
 import struct
 
 from cocoon.errors import HostFault
@@ -21,11 +20,6 @@ IFF_TAP = 0x0002
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 IFF_MULTI_QUEUE = 0x0100
-IFF_UP = 0x1
-SIOCGIFFLAGS = 0x8913
-SIOCSIFFLAGS = 0x8914
-SIOCSIFADDR = 0x8916
-SIOCSIFNETMASK = 0x891C
 
 
 def make_tap(name: str, *, uid: int, multi_queue: bool = False) -> None:
@@ -48,29 +42,6 @@ def make_tap(name: str, *, uid: int, multi_queue: bool = False) -> None:
         raise HostFault(f"TAP {name}: {error.strerror}") from error
     finally:
         os.close(tun)
-
-
-def set_address(name: str, *, address: str, prefix: int) -> None:
-    """Gives the interface its IPv4 address. Raises HostFault."""
-    mask = socket.inet_ntoa(struct.pack("!I", (0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF))
-    for request, value in ((SIOCSIFADDR, address), (SIOCSIFNETMASK, mask)):
-        packed = struct.pack("16sHH4s8x", _encoded(name), socket.AF_INET, 0, socket.inet_aton(value))
-        _ioctl(name, request, packed)
-
-
-def set_up(name: str) -> None:
-    """Brings the interface up. Raises HostFault."""
-    current = _ioctl(name, SIOCGIFFLAGS, struct.pack("16sH22x", _encoded(name), 0))
-    flags = struct.unpack("16sH22x", current)[1]
-    _ioctl(name, SIOCSIFFLAGS, struct.pack("16sH22x", _encoded(name), flags | IFF_UP))
-
-
-def _ioctl(name: str, request: int, argument: bytes) -> bytes:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-        try:
-            return fcntl.ioctl(control, request, argument)
-        except OSError as error:
-            raise HostFault(f"interface {name}: {error.strerror}") from error
 
 
 def _encoded(name: str) -> bytes:

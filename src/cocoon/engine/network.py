@@ -1,0 +1,142 @@
+"""The verbs on networks: create, list, inspect, rm; and the default one, which is there as soon as a VM wants it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from cocoon.errors import InvalidSpec, NotFound
+from cocoon.model.network import Network
+from cocoon.network.addressing import DEFAULT_NETWORK, bridge_name, choose_subnet, choose_subnet6
+from cocoon.paths import DEFAULT_ROOT_DIR
+from cocoon.plan.execute import execute
+from cocoon.plan.plan import Plan
+from cocoon.units import parse_name, parse_subnet, printable
+from cocoon.value import Value, to_plain
+
+if TYPE_CHECKING:
+    from cocoon.plan.world import World
+    from cocoon.store.reader import Reader
+    from cocoon.store.transaction import Transaction
+
+MIN_MTU, MAX_MTU = 1280, 65_521  # IPv6's least; what a TAP takes.
+
+
+class NetworkSpec(Value):
+    """A network that is asked for; `subnet` "" has a free one chosen, `mtu` 0 leaves it to the kernel."""
+
+    name: str
+    subnet: str = ""
+    mtu: int = 0
+    isolated: bool = False
+
+
+class NetworkMaker:
+    """Makes rows of networks within a transaction; what the host's routes occupy was looked up before it."""
+
+    def __init__(self, world: World) -> None:
+        import socket
+
+        from cocoon.host.netlink import routes
+
+        self._store_id = world.store.id
+        self._is_main = world.paths.root_dir == DEFAULT_ROOT_DIR
+        self._wanted = world.config.subnet
+        self._taken = [route.destination for route in routes(socket.AF_INET) if route.destination]
+
+    def resolve(self, transaction: Transaction, name: str) -> Network:
+        """The network of this name; the default one is made when it is not there. Raises NotFound, InvalidState."""
+        found = transaction.network(name)
+        if found is not None:
+            return found
+        if name != DEFAULT_NETWORK:
+            known = ", ".join(network.name for network in transaction.networks()) or "none yet"
+            raise NotFound(
+                f"there is no network {printable(name)} (there is: {known})", hint=f"cocoon network create {name}"
+            )
+        return self.make(transaction, NetworkSpec(name=DEFAULT_NETWORK, subnet=self._wanted))
+
+    def make(self, transaction: Transaction, spec: NetworkSpec) -> Network:
+        """A new network with a subnet that nothing else has. Raises InvalidState, AlreadyExists."""
+        ours = [network.subnet for network in transaction.networks()]
+        network = Network(
+            name=spec.name,
+            provider="nat",
+            subnet=choose_subnet([*ours, *self._taken], wanted=spec.subnet),
+            subnet6=choose_subnet6(os.urandom(5)),
+            mtu=spec.mtu,
+            isolated=spec.isolated,
+            bridge=bridge_name(spec.name, store_id=self._store_id, is_main=self._is_main),
+            created_at=time.time(),
+        )
+        transaction.put_network(network)
+        return network
+
+
+def create_network(world: World, spec: NetworkSpec) -> Network:
+    """A new network. Its bridge is made with the first VM on it.
+
+    Raises InvalidSpec, AlreadyExists, InvalidState (the subnet is in use).
+    """
+    parse_name(spec.name, "network")
+    if spec.subnet:
+        parse_subnet(spec.subnet)
+    if spec.mtu and not MIN_MTU <= spec.mtu <= MAX_MTU:
+        raise InvalidSpec(f"--mtu must be {MIN_MTU} to {MAX_MTU}, not {spec.mtu}")
+    maker = NetworkMaker(world)
+    with world.store.write() as transaction:
+        return maker.make(transaction, spec)
+
+
+def list_networks(world: World) -> list[tuple[Network, int]]:
+    """Every network, oldest first, with the number of VMs on it."""
+    with world.store.read() as reader:
+        return [(network, len(reader.vms_on(network.name))) for network in reader.networks()]
+
+
+def find_network(reader: Reader, name: str) -> Network:
+    """The network of this name. Raises NotFound."""
+    network = reader.network(name)
+    if network is None:
+        raise NotFound(f"there is no network {printable(name)}", hint="cocoon network list shows all of them")
+    return network
+
+
+def inspect_network(world: World, name: str) -> dict[str, object]:
+    """Everything about a network, in JSON's types; `used_by` are VMs by id, name and addresses there."""
+    with world.store.read() as reader:
+        network = find_network(reader, name)
+        vms = [vm for vm in (reader.vm(vm_id) for vm_id, _ in reader.vms_on(name)) if vm is not None]
+    plain = dict(to_plain(network))
+    plain["used_by"] = [
+        {
+            "id": vm.id,
+            "name": vm.spec.name,
+            "addresses": [nic.address for nic in vm.nics if nic.network == name and nic.address],
+        }
+        for vm in vms
+    ]
+    return plain
+
+
+def remove_network(world: World, name: str) -> Network:
+    """Removes a network that no VM is on, with its bridge and its rules. Raises NotFound, InvalidState."""
+    from cocoon.network.steps import RemoveBridge
+
+    with world.store.read() as reader:
+        network = find_network(reader, name)
+
+    def draw(transaction: Transaction) -> Plan:
+        find_network(transaction, name)
+        transaction.delete_network(name)  # From here on no new VM can be put on it.
+        return Plan(kind="network.rm", vm_id="", steps=(RemoveBridge(network=network),), recovery="finish")
+
+    execute(world, draw)
+    return network
+
+
+def networks_of(reader: Reader, names: Iterable[str]) -> dict[str, Network]:
+    """The networks with these names, by name. Raises NotFound."""
+    return {name: find_network(reader, name) for name in names}

@@ -1,0 +1,73 @@
+"""The kernel's switches for forwarding packets, in the calling thread's network namespace.
+
+Only the interfaces that packets of guests pass are switched, not the host as a whole: for IPv4 a packet is forwarded
+when the interface that it comes in by may (net/ipv4/route.c). IPv6 has one switch for all of them; turning it on would
+end the host's own router discovery, so interfaces that listen to it are told to go on (accept_ra = 2).
+Source: Documentation/networking/ip-sysctl.rst.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from cocoon.errors import HostFault
+from cocoon.host.netlink import links, routes
+
+ROOT = "/proc/sys/net"
+
+
+def forward_ipv4(bridge: str) -> None:
+    """Packets go from `bridge` out, and back in by every interface that has a default route.
+
+    Packets that the host itself sends to 127.0.0.1 may be passed on to the bridge, for published ports. Raises
+    HostFault.
+    """
+    names = {link.index: link.name for link in links()}
+    uplinks = {
+        names[route.device] for route in routes(socket.AF_INET) if not route.destination and route.device in names
+    }
+    for name in (bridge, *sorted(uplinks)):
+        _switch(f"ipv4/conf/{name}/forwarding", "1")
+    _switch(f"ipv4/conf/{bridge}/route_localnet", "1")
+
+
+def forward_ipv6(bridge: str) -> None:
+    """The same for IPv6; where the host has no default route by it, nothing is switched. Raises HostFault."""
+    _switch(f"ipv6/conf/{bridge}/accept_ra", "0")
+    if not any(not route.destination for route in routes(socket.AF_INET6)):
+        return
+    if _read("ipv6/conf/all/forwarding") == "1":
+        return
+    for link in links():
+        if _read(f"ipv6/conf/{link.name}/accept_ra") == "1":
+            _switch(f"ipv6/conf/{link.name}/accept_ra", "2")
+    _switch("ipv6/conf/all/forwarding", "1")
+
+
+def disable_ipv6() -> None:
+    """No interface of this namespace, now or later, speaks IPv6 by itself. A kernel without IPv6 is fine."""
+    for which in ("all", "default"):
+        if os.path.exists(f"{ROOT}/ipv6/conf/{which}/disable_ipv6"):
+            _switch(f"ipv6/conf/{which}/disable_ipv6", "1")
+
+
+def _read(name: str) -> str:
+    try:
+        with open(f"{ROOT}/{name}") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _switch(name: str, value: str) -> None:
+    if _read(name) in (value, ""):
+        return
+    try:
+        with open(f"{ROOT}/{name}", "w") as file:
+            file.write(value)
+    except OSError as error:
+        raise HostFault(
+            f"cannot set {ROOT}/{name} to {value}: {error.strerror}",
+            hint="is /proc/sys read-only here? A container needs it writable for networks",
+        ) from error

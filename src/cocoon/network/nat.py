@@ -1,0 +1,35 @@
+"""Networks of the engine's own: a bridge on the host, addresses from the store, masquerading. No daemon."""
+
+from __future__ import annotations
+
+from cocoon.model.network import Network
+from cocoon.model.vm import NIC
+from cocoon.network.addressing import inner_name
+from cocoon.network.steps import AttachLink, DetachLink, EnsureBridge
+from cocoon.plan.step import Step
+
+
+class NAT:
+    """The NetworkProvider of networks that the engine makes."""
+
+    def plan_attach(self, nic: NIC, network: Network) -> tuple[Step, ...]:
+        """The bridge, made by whoever comes first, and a fenced port of it."""
+        return (
+            EnsureBridge(network=network),
+            AttachLink(
+                netns=nic.netns,
+                link=nic.link,
+                inner=inner_name(nic.index),
+                bridge=network.bridge,
+                mac=nic.mac,
+                mtu=network.mtu,
+                isolated=network.isolated,
+            ),
+        )
+
+    def plan_detach(self, nic: NIC) -> tuple[Step, ...]:
+        """Its port goes; the bridge stays for the others."""
+        return (DetachLink(link=nic.link),)
+
+
+PROVIDER = NAT()

@@ -1,0 +1,184 @@
+"""Packet filter rules as text: pure.
+
+    guest ─ TAP ─┤ from: whose frame is it? ├─► eth ═ veth ═ host ─┤ table cocoon-<bridge> ├─► the world
+                 ├ to: everything           ┤◄─
+
+In a VM's namespace one netdev chain per direction filters and, as its last rule, forwards; tc would run before it and
+bypass it (recipes: a chain of `policy drop` saw 1 of 1,000 frames). What is not the guest's own MAC and addresses is
+dropped there, before any bridge has seen it. On the host one table per network holds the rest: masquerading, published
+ports, what guests may reach of the host. Sources: nft(8), RFC 5227 (ARP probes), RFC 4861 (who sends what in ND).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from cocoon.model.network import Network
+from cocoon.model.vm import NIC
+from cocoon.network.addressing import inner_name, link_local_address
+
+TABLE = "cocoon"
+
+
+def render_fences(nics: Iterable[NIC]) -> str:
+    """The rules of a VM's namespace; they replace those that are there.
+
+    An `fwd to` ends a line of its own: nft's grammar wants it so in a file.
+    """
+    lines = [f"table netdev {TABLE}", f"delete table netdev {TABLE}", f"table netdev {TABLE} {{"]
+    for nic in nics:
+        lines += _from_guest(nic) + _to_guest(nic)
+    return "\n".join([*lines, "}", ""])
+
+
+def _from_guest(nic: NIC) -> list[str]:
+    forward = f'fwd to "{inner_name(nic.index)}"'
+    return [
+        f"  chain from{nic.index} {{",
+        f'    type filter hook ingress device "{nic.tap}" priority 0; policy drop;',
+        f"    ether saddr != {nic.mac} drop",
+        f"    ether type arp arp saddr ether != {nic.mac} drop",
+        *_from_ipv4(nic),
+        *_from_ipv6(nic),
+        "    ether type != { arp, ip, ip6 } drop",
+        f"    {forward}",
+        "  }",
+    ]
+
+
+def _from_ipv4(nic: NIC) -> list[str]:
+    """Nothing to link-local addresses: the metadata service of a cloud answers there. No DHCP server."""
+    lines = [
+        "    ip daddr { 127.0.0.0/8, 169.254.0.0/16 } drop",
+        "    udp sport 67 drop",
+    ]
+    if nic.address:  # 0.0.0.0 asks whether an address is free.
+        lines.append(f"    ether type arp arp saddr ip != {{ 0.0.0.0, {nic.address} }} drop")
+        lines.append(f"    ether type ip ip saddr != {nic.address} drop")
+    else:
+        lines.append("    ether type ip ip saddr { 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4 } drop")
+    return lines
+
+
+def _from_ipv6(nic: NIC) -> list[str]:
+    """Only the addresses that are the guest's; no router advertisements, redirects, or answers for another's.
+
+    An answer's target is 8 bytes into its header (RFC 4861, 4.4); nft 1.0.6 has no name for it.
+    """
+    own = [link_local_address(nic.mac), *([nic.address6] if nic.address6 else [])]
+    allowed = ", ".join(["::", *own])
+    return [
+        f"    ether type ip6 ip6 saddr != {{ {allowed} }} drop",
+        "    icmpv6 type { nd-router-advert, nd-redirect } drop",
+        f"    icmpv6 type nd-neighbor-advert {' '.join(f'@th,64,128 != {_hex(address)}' for address in own)} drop",
+        "    udp sport 547 drop",
+    ]
+
+
+def _hex(address: str) -> str:
+    return f"0x{int(ipaddress.IPv6Address(address)):032x}"
+
+
+def _to_guest(nic: NIC) -> list[str]:
+    return [
+        f"  chain to{nic.index} {{",
+        f'    type filter hook ingress device "{inner_name(nic.index)}" priority 0; policy drop;',
+        f"    ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 ether daddr != {nic.mac} drop",
+        f'    fwd to "{nic.tap}"',
+        "  }",
+    ]
+
+
+def table_name(network: Network) -> str:
+    """The host's table of a network."""
+    return f"{TABLE}-{network.bridge}"
+
+
+def render_network(network: Network) -> str:
+    """The host's rules of one of our own networks. Loaded again they replace the rules and keep the published ports."""
+    chains = {
+        "input": _host_input(network),
+        "forward": _host_forward(network),
+        "prerouting": _publish(),
+        "output": _publish(),
+        "postrouting": _masquerade(network),
+    }
+    name = table_name(network)
+    hooks = {
+        "input": "type filter hook input priority filter",
+        "forward": "type filter hook forward priority filter",
+        "prerouting": "type nat hook prerouting priority dstnat",
+        "output": "type nat hook output priority -100",
+        "postrouting": "type nat hook postrouting priority srcnat",
+    }
+    lines = [f"table inet {name} {{"]
+    for protocol in ("tcp", "udp"):
+        lines.append(f"  map {protocol}_anywhere {{ type inet_service : ipv4_addr . inet_service; }}")
+        lines.append(f"  map {protocol}_at {{ type ipv4_addr . inet_service : ipv4_addr . inet_service; }}")
+    lines.append("  set may_reach_host { type ipv4_addr; }")
+    lines.append("  set may_reach_host6 { type ipv6_addr; }")
+    lines += [f"  chain {chain} {{ {hook}; policy accept; }}" for chain, hook in hooks.items()]
+    lines.append("}")
+    lines += [f"flush chain inet {name} {chain}" for chain in chains]
+    lines.append(f"table inet {name} {{")
+    for chain, rules in chains.items():
+        lines += [f"  chain {chain} {{", *(f"    {rule}" for rule in rules), "  }"]
+    return "\n".join([*lines, "}", ""])
+
+
+def _host_input(network: Network) -> list[str]:
+    """The host's own services are closed to guests; it answers to ping, and to what it has asked itself."""
+    device = f'iifname "{network.bridge}"'
+    return [
+        f'iifname != "{network.bridge}" return',
+        "ct state established,related accept",
+        "ip saddr @may_reach_host accept",
+        "ip6 saddr @may_reach_host6 accept",
+        "icmp type echo-request accept",
+        "icmpv6 type { echo-request, nd-neighbor-solicit, nd-neighbor-advert } accept",
+        f"{device} drop",
+    ]
+
+
+def _host_forward(network: Network) -> list[str]:
+    """Guests reach out; in comes what they asked for, and what is published.
+
+    Frames between two guests pass here only where the host has its bridges filtered (br_netfilter), packets that an
+    isolated guest sends to another one by way of its gateway always.
+    """
+    bridge = network.bridge
+    return [
+        f'oifname "{bridge}" ct state established,related accept',
+        f'oifname "{bridge}" ct status dnat accept',
+        *([] if network.isolated else [f'iifname "{bridge}" oifname "{bridge}" accept']),
+        f'oifname "{bridge}" drop',
+    ]
+
+
+def _publish() -> list[str]:
+    """Ports of one address of the host first, then those of any."""
+    rules = []
+    for protocol in ("tcp", "udp"):
+        rules.append(f"dnat ip to ip daddr . {protocol} dport map @{protocol}_at")
+        rules.append(f"fib daddr type local dnat ip to {protocol} dport map @{protocol}_anywhere")
+    return rules
+
+
+def _masquerade(network: Network) -> list[str]:
+    """What leaves the network has the host's address; so has what comes back into it by a published port, from another
+    guest of the same network or from the host's loopback, because the answer must pass here again."""
+    bridge = network.bridge
+    rules = [f'ip saddr {network.subnet} oifname != "{bridge}" masquerade']
+    if network.subnet6:
+        rules.append(f'ip6 saddr {network.subnet6} oifname != "{bridge}" masquerade')
+    return [
+        *rules,
+        f'iifname "{bridge}" oifname "{bridge}" ct status dnat masquerade',
+        f'ip saddr 127.0.0.0/8 oifname "{bridge}" masquerade',
+    ]
+
+
+def render_removal(network: Network) -> str:
+    """Takes the host's table away, whether or not it is there."""
+    return f"table inet {table_name(network)}\ndelete table inet {table_name(network)}\n"

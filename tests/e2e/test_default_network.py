@@ -1,0 +1,59 @@
+"""The network that is there without set-up: guests reach one another and the world, and nobody else reaches them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+import world_scene
+from fixtures import Cocoon
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+SMALL = ("--cpu", "1", "--memory", "256M", "--storage", "64M")
+
+
+@pytest.fixture
+def world() -> Iterator[str]:
+    with world_scene.world() as name:
+        yield name
+
+
+def run_guest(cocoon: Cocoon, name: str, script: str, *options: str) -> dict:
+    cocoon.run("run", "-d", "--name", name, *SMALL, *options, "busybox", "sh", "-c", f"{script}\necho END; sleep 1000")
+    return cocoon.json("vm", "inspect", name)
+
+
+def test_guests_reach_each_other_and_the_world(shared_cocoon: Cocoon, world: str) -> None:
+    first = run_guest(shared_cocoon, "first", "httpd -p 80 -h /etc; ip -o address show eth0")
+    address = first["nics"][0]["address"]
+    script = f"""
+        ping -c 1 -W 5 {address} >/dev/null && echo peer-ok
+        wget -q -O - http://{address}/hostname && echo fetched-ok
+        ping -c 1 -W 5 {first["nics"][0]["gateway"]} >/dev/null && echo gateway-ok
+        wget -q -T 5 -O - http://{world_scene.WORLD}:{world_scene.PORT}/
+        wget -q -T 3 -O - http://{first["nics"][0]["gateway"]}:9999/ || echo host-closed
+    """
+    with subprocess.Popen(["busybox", "httpd", "-f", "-p", "9999", "-h", "/etc"]) as service:
+        try:
+            run_guest(shared_cocoon, "second", script)
+            log = shared_cocoon.wait_for_log("second", "END")
+        finally:
+            service.kill()
+    for word in ("peer-ok", "fetched-ok", "gateway-ok", f"you are {world_scene.HOST}\n", "host-closed"):
+        assert word in log.replace("\r", ""), log
+    route = ["nsenter", f"--net=/run/netns/{world}", "--"]
+    subprocess.run([*route, "ip", "route", "add", "10.0.0.0/8", "via", world_scene.HOST], check=True)
+    done = subprocess.run([*route, "busybox", "ping", "-c", "1", "-W", "1", address], capture_output=True)
+    assert done.returncode == 1, "nothing from outside reaches a guest by itself"
+    assert subprocess.run(["busybox", "ping", "-c", "1", "-W", "5", address], capture_output=True).returncode == 0
+
+    bridge = shared_cocoon.json("network", "list")[0]["bridge"]
+    shared_cocoon.run("vm", "stop", "--force", "first", "second")
+    left = world_scene.ip("-o", "link", "show", "master", bridge)
+    assert left == "", "a stopped VM has no interface on the bridge"
+    shared_cocoon.run("vm", "start", "first")
+    again = shared_cocoon.json("vm", "inspect", "first")
+    assert again["nics"] == first["nics"], "the same address and MAC after stop and start"
