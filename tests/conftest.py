@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Whoever runs tests leaves the machine's network alone; the controller of several workers runs none."""
     if not _is_controller(config) or not config.getoption("numprocesses", 0):
         own_netns.enter()
+        # A shell that starts `./check &` has Ctrl-C ignored, by whatever the tests start as well.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

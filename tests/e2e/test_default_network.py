@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -57,3 +58,52 @@ def test_guests_reach_each_other_and_the_world(shared_cocoon: Cocoon, world: str
     shared_cocoon.run("vm", "start", "first")
     again = shared_cocoon.json("vm", "inspect", "first")
     assert again["nics"] == first["nics"], "the same address and MAC after stop and start"
+
+
+def test_published_ports_lead_to_the_guest(shared_cocoon: Cocoon, world: str) -> None:
+    script = "(echo published > /tmp/hello; httpd -f -p 80 -h /tmp) & sleep 1"
+    run_guest(shared_cocoon, "web", script, "-p", "8081:80", "-p", f"{world_scene.HOST}:8082:80", "--allow-host")
+    shared_cocoon.wait_for_log("web", "END")
+    assert (
+        shared_cocoon.run("vm", "port", "web").stdout == f"80/tcp -> 0.0.0.0:8081\n80/tcp -> {world_scene.HOST}:8082\n"
+    )
+    outside = ["nsenter", f"--net=/run/netns/{world}", "--"]
+    for where, url in (
+        (outside, f"http://{world_scene.HOST}:8081/hello"),
+        (outside, f"http://{world_scene.HOST}:8082/hello"),
+        ([], f"http://{world_scene.HOST}:8081/hello"),
+        ([], "http://127.0.0.1:8081/hello"),
+    ):
+        assert fetch(*where, url=url) == "published\n", (where, url)
+    assert fetch(url="http://127.0.0.1:8082/hello") == "", "that one is published on another address"
+
+    refused = shared_cocoon.run("run", "-d", *SMALL, "-p", "8081:80", "busybox", check=False)
+    assert refused.returncode == 4 and "published by VM web" in refused.stderr
+    with subprocess.Popen(["busybox", "httpd", "-f", "-p", "8083"]) as service:
+        try:
+            refused = shared_cocoon.run("run", "-d", *SMALL, "-p", "8083:80", "busybox", check=False)
+        finally:
+            service.kill()
+    assert refused.returncode == 4 and "in use by a program" in refused.stderr
+
+    # Another guest of the network comes by the host's address; this one may reach the host's own services.
+    other = f"wget -q -T 5 -O - http://{world_scene.HOST}:8081/hello"
+    run_guest(shared_cocoon, "neighbour", other)
+    assert "published" in shared_cocoon.wait_for_log("neighbour", "END")
+
+    # Whoever flushes the ruleset takes ours along; the next VM brings it back, with the ports of those that run.
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    assert fetch(*outside, url=f"http://{world_scene.HOST}:8081/hello") == ""
+    run_guest(shared_cocoon, "mender", "true")
+    assert fetch(*outside, url=f"http://{world_scene.HOST}:8081/hello") == "published\n"
+
+    shared_cocoon.run("vm", "rm", "--force", "web")
+    assert fetch(*outside, url=f"http://{world_scene.HOST}:8081/hello") == ""
+    rules = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
+    assert "8081" not in rules and "8082" not in rules
+
+
+def fetch(*prefix: str, url: str) -> str:
+    """What `url` answers, asked by a process started through `prefix`; "" when it does not."""
+    program = "import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=3).read().decode())"
+    return subprocess.run([*prefix, sys.executable, "-c", program, url], capture_output=True, text=True).stdout

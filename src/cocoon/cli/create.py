@@ -15,7 +15,7 @@ from cocoon.engine.data_disks import parse_data_disks
 from cocoon.engine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_BYTES, DEFAULT_STORAGE_BYTES, check_spec
 from cocoon.engine.volumes import parse_volumes
 from cocoon.errors import InvalidSpec
-from cocoon.model.vm import ProcessSpec, VMRecord, VMSpec
+from cocoon.model.vm import ProcessSpec, PublishedPort, VMRecord, VMSpec
 
 
 def _create(context: Context, call: Call) -> int:
@@ -101,6 +101,8 @@ def read_spec(call: Call, context: Context) -> VMSpec:
         volumes=parse_volumes(call.texts("volume")),
         data_disks=parse_data_disks(call.texts("data-disk")),
         networks=call.texts("network"),
+        ports=_ports(call),
+        allow_host=call.is_on("allow-host"),
     )
     if call.has("name") and not spec.name:
         raise InvalidSpec("--name is empty", hint="leave it out to have one made from the image's name")
@@ -120,6 +122,14 @@ def _process(call: Call) -> ProcessSpec:
         interactive=call.is_on("interactive"),
         tty=call.is_on("tty"),
     )
+
+
+def _ports(call: Call) -> tuple[PublishedPort, ...]:
+    if not call.has("publish"):
+        return ()
+    from cocoon.network.publish import parse_port
+
+    return tuple(parse_port(text) for text in call.texts("publish"))
 
 
 def _cpus(call: Call) -> int:
@@ -147,6 +157,11 @@ _SPEC_OPTIONS = (
         name="data-disk", value="KEY=VALUE,...", many=True,
         help="A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off",
     ),
+    Option(
+        name="publish", short="p", value="[IP:]HOST:GUEST[/udp]", many=True,
+        help="Have a port of the host lead to one of the guest",
+    ),
+    Option(name="allow-host", help="Let the guest reach the host's own services"),
     Option(
         name="network", value="NETWORK", many=True, completes="network",
         help="Network of the first interface, and if given again of the next",

@@ -32,7 +32,6 @@ INSTEAD = {
     "node": ONE_HOST,
     "pause": PAUSE,
     "plugin": ("has no plug-ins", "see: cocoon --help"),
-    "port": ("publishes no ports: each VM has an address", "see: cocoon vm list"),
     "push": ("only pulls", "skopeo copy or docker push"),
     "rename": ("does not rename VMs", "choose the name at the start: cocoon run --name NAME IMAGE"),
     "restart": ("has no restart", "cocoon stop VM && cocoon start VM"),

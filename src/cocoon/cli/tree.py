@@ -40,6 +40,7 @@ COMMANDS = {
     "vm inspect": ("vm", "Show everything about one VM"),
     "vm list": ("vm", "List VMs"),
     "vm logs": ("logs", "Show what a VM wrote to its console"),
+    "vm port": ("vm", "List the published ports of a VM"),
     "vm rm": ("vm", "Remove VMs"),
     "vm run": ("create", "Create a VM and start it"),
     "vm start": ("vm", "Start VMs"),
@@ -63,6 +64,7 @@ ALIASES = {
     "image ls": "image list",
     "kernel ls": "kernel list",
     "network ls": "network list",
+    "port": "vm port",
 }
 
 GLOBAL_OPTIONS = (

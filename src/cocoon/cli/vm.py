@@ -7,7 +7,7 @@ from collections.abc import Callable
 from cocoon.cli.context import Context
 from cocoon.cli.grammar import Call, Command, Option
 from cocoon.cli.options import OUTPUT, QUIET, Batch, checked_reference, references
-from cocoon.cli.output import say, write_json
+from cocoon.cli.output import say, write_json, write_line
 from cocoon.errors import InvalidSpec
 from cocoon.model.vm import VMRecord
 
@@ -69,6 +69,19 @@ def _inspect(context: Context, call: Call) -> int:
     return 0
 
 
+def _port(context: Context, call: Call) -> int:
+    from cocoon.network.publish import render_port
+    from cocoon.value import to_plain
+
+    ports = context.engine().find_vm(checked_reference(call.words[0])).spec.ports
+    if context.json:
+        write_json([to_plain(port) for port in ports])
+    else:
+        for port in ports:
+            write_line(render_port(port))
+    return 0
+
+
 COMMANDS = {
     command.path: command
     for command in (
@@ -94,6 +107,11 @@ COMMANDS = {
         Command(
             path="vm list", summary="List VMs", run=_list, options=(OUTPUT, QUIET),
             examples=("cocoon vm list", "cocoon vm list -o json", "cocoon vm rm -f $(cocoon vm list -q)"),
+        ),
+        Command(
+            path="vm port", summary="List the published ports of a VM", run=_port, usage="VM", least=1, most=1,
+            options=(OUTPUT,), completes="vm",
+            examples=("cocoon run -d --name web -p 8080:80 debian:13", "cocoon vm port web"),
         ),
         Command(
             path="vm inspect", summary="Show everything about one VM", run=_inspect, usage="VM", least=1, most=1,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cocoon.engine.initrd import refresh_boot
-from cocoon.engine.network import networks_of
+from cocoon.engine.network import check_ports_free, networks_of
 from cocoon.engine.reconcile import is_running, reconcile_vm
 from cocoon.engine.stopping import END_GRACE_S, AskGuest, EndVMM, WaitForEnd
 from cocoon.errors import CocoonError, Interrupted, InvalidState
@@ -86,6 +86,7 @@ def start_vm(world: World, vm: VMRecord) -> VMRecord:
             raise InvalidState(f"VM {now.spec.name} is {now.state} and cannot be started")
         facts = gather_facts(world.config)
         discovery.check_host(now.spec, facts)
+        check_ports_free(now.spec)
         backend = discovery.load(now.hypervisor)
         # Only `run --foreground` stays; a later start is one like any other.
         now = now.replace(spec=now.spec.replace(foreground=False), boot=refresh_boot(world, now.boot))

@@ -17,6 +17,7 @@ from cocoon.units import parse_name, parse_subnet, printable
 from cocoon.value import Value, to_plain
 
 if TYPE_CHECKING:
+    from cocoon.model.vm import VMSpec
     from cocoon.plan.world import World
     from cocoon.store.reader import Reader
     from cocoon.store.transaction import Transaction
@@ -135,6 +136,15 @@ def remove_network(world: World, name: str) -> Network:
 
     execute(world, draw)
     return network
+
+
+def check_ports_free(spec: VMSpec) -> None:
+    """Raises InvalidState when a program on this host has one of the ports that are to be published."""
+    if spec.ports:
+        from cocoon.host.ports import check_port_free
+
+        for port in spec.ports:
+            check_port_free(port)
 
 
 def networks_of(reader: Reader, names: Iterable[str]) -> dict[str, Network]:

@@ -60,9 +60,10 @@ def prepare(world: World, spec: VMSpec, image: Image) -> Prepared:
 
     Raises InvalidSpec, Unsupported, NotFound (no kernel for an image without one), AlreadyExists (the name).
     """
-    from cocoon.engine.network import NetworkMaker
+    from cocoon.engine.network import NetworkMaker, check_ports_free
 
     check_spec(spec)
+    check_ports_free(spec)
     facts = gather_facts(world.config)
     if spec.cpus > facts.cpus:
         raise InvalidSpec(f"--cpu {spec.cpus} is more than this host's {facts.cpus}")

@@ -51,6 +51,8 @@ def check_spec(spec: VMSpec) -> None:
         )
     for network in spec.networks:
         parse_name(network, "network")
+    if spec.nics == 0 and (spec.ports or spec.allow_host):
+        raise InvalidSpec("--publish and --allow-host need a network interface", hint="leave --nics 0 out")
     _check_size("--memory", spec.memory_bytes, least=MIN_MEMORY_BYTES, most=MAX_MEMORY_BYTES)
     _check_size("--storage", spec.storage_bytes, least=MIN_STORAGE_BYTES, most=MAX_STORAGE_BYTES)
     check_data_disks(spec.data_disks)

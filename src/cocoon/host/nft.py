@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cocoon.errors import CommandFailed, HostFault, NotFound
-from cocoon.host.command import run
+from cocoon.host.command import find_program, run
 
 TIMEOUT_S = 20.0
 
@@ -11,11 +11,15 @@ TIMEOUT_S = 20.0
 def load_rules(text: str) -> None:
     """Loads a ruleset in the calling thread's network namespace, as one transaction.
 
-    Raises NotFound when `nft` is not installed, HostFault with its words when the kernel refuses.
+    Raises NotFound when it takes away what is not there, HostFault when `nft` is not installed, or with its words when
+    the kernel refuses.
     """
+    program = find_program("nft")
+    if program is None:
+        raise HostFault("nft is not installed", hint="apt-get install nftables")
     try:
-        run(["nft", "-f", "-"], timeout_s=TIMEOUT_S, input_bytes=text.encode())
-    except NotFound as error:
-        raise NotFound("nft is not installed", hint="apt-get install nftables") from error
+        run([program, "-f", "-"], timeout_s=TIMEOUT_S, input_bytes=text.encode())
     except CommandFailed as error:
+        if "No such file or directory" in error.message:
+            raise NotFound(f"packet filter: {error.message}") from error
         raise HostFault(f"packet filter: {error.message}", hint="cocoon doctor says what this kernel lacks") from error

@@ -79,7 +79,8 @@ class NIC(Value):
     """One network interface. `address` is `a.b.c.d` or "" for DHCP; `prefix` its length; `gateway` may be "".
 
     `netns` is a name below /run/netns; `tap` the TAP's name in it. `provider` attaches it to `network`; `link` is the
-    interface on the host's side, "" where there is none of ours. `address6` is "" for none; `mtu` 0 for the usual one.
+    interface on the host's side, a port of `bridge` there; "" where there is none of ours. `address6` is "" for none;
+    `mtu` 0 for the usual one.
     """
 
     index: int
@@ -92,10 +93,21 @@ class NIC(Value):
     gateway: str
     provider: str = "nat"
     link: str = ""
+    bridge: str = ""
     address6: str = ""
     prefix6: int = 0
     gateway6: str = ""
     mtu: int = 0
+
+
+class PublishedPort(Value):
+    """A port of the host's that leads to one of the guest's. `host_ip` "" is every address of the host; `protocol` is
+    `tcp` or `udp`."""
+
+    host_ip: str
+    host_port: int
+    guest_port: int
+    protocol: str
 
 
 class DirectBoot(Value):
@@ -151,6 +163,7 @@ class VMSpec(Value):
     """What a user asked for, parsed and checked for itself; sizes in bytes.
 
     `networks` are those of the NICs in order; NICs beyond them are on the first, and without any on the default one.
+    With `allow_host` the guest may reach the host's own services.
     """
 
     name: str
@@ -170,6 +183,8 @@ class VMSpec(Value):
     volumes: tuple[VolumeSpec, ...] = ()
     data_disks: tuple[DataDisk, ...] = ()
     networks: tuple[str, ...] = ()
+    ports: tuple[PublishedPort, ...] = ()
+    allow_host: bool = False
 
 
 class ProcessRef(Value):

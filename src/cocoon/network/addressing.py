@@ -81,6 +81,7 @@ def make_nic(vm_id: str, index: int, *, network: Network, address: str) -> NIC:
         gateway=gateway_address(network.subnet),
         provider=network.provider,
         link=link_name(vm_id, index),
+        bridge=network.bridge,
         address6=address6(network.subnet6, number) if network.subnet6 else "",
         prefix6=64 if network.subnet6 else 0,
         gateway6=address6(network.subnet6, 1) if network.subnet6 else "",

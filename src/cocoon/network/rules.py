@@ -90,9 +90,9 @@ def _to_guest(nic: NIC) -> list[str]:
     ]
 
 
-def table_name(network: Network) -> str:
-    """The host's table of a network."""
-    return f"{TABLE}-{network.bridge}"
+def table_name(bridge: str) -> str:
+    """The host's table of the network with this bridge."""
+    return f"{TABLE}-{bridge}"
 
 
 def render_network(network: Network) -> str:
@@ -104,7 +104,7 @@ def render_network(network: Network) -> str:
         "output": _publish(),
         "postrouting": _masquerade(network),
     }
-    name = table_name(network)
+    name = table_name(network.bridge)
     hooks = {
         "input": "type filter hook input priority filter",
         "forward": "type filter hook forward priority filter",
@@ -181,4 +181,4 @@ def _masquerade(network: Network) -> list[str]:
 
 def render_removal(network: Network) -> str:
     """Takes the host's table away, whether or not it is there."""
-    return f"table inet {table_name(network)}\ndelete table inet {table_name(network)}\n"
+    return f"table inet {table_name(network.bridge)}\ndelete table inet {table_name(network.bridge)}\n"

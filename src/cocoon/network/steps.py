@@ -9,7 +9,8 @@ from cocoon.errors import AlreadyExists, NotFound
 from cocoon.host import forwarding, netlink, netns, nft, tap
 from cocoon.model.network import Network
 from cocoon.network.addressing import address6, gateway_address, mac_address
-from cocoon.network.rules import render_network, render_removal
+from cocoon.network.publish import Element, elements_of, published_nic, render_addition, render_deletion
+from cocoon.network.rules import render_network, render_removal, table_name
 from cocoon.plan.step import Step
 from cocoon.units import parse_subnet
 from cocoon.value import Value
@@ -83,11 +84,19 @@ class EnsureBridge(Step):
         if network.subnet6:
             forwarding.forward_ipv6(network.bridge)
         # Each time: whoever flushes the host's ruleset takes ours along, and the next VM brings it back.
-        nft.load_rules(render_network(network))
+        nft.load_rules(render_network(network) + self._gates(world))
         return None
 
     def undo(self, world: World) -> None:
         """Nothing: other VMs may use it. `cocoon network rm` takes it away."""
+
+    def _gates(self, world: World) -> str:
+        """The published ports of the VMs that run."""
+        with world.store.read() as reader:
+            vms = reader.running_with_ports()
+        nics = [(vm, published_nic(vm)) for vm in vms]
+        ours = [vm for vm, nic in nics if nic is not None and nic.network == self.network.name]
+        return "".join(render_addition(table_name(self.network.bridge), elements_of(vm)) for vm in ours)
 
     def _mac(self) -> str:
         """Its own: a bridge without one takes that of a port, and changes it when ports come and go."""
@@ -233,6 +242,55 @@ class LoadFences(Step):
 
     def undo(self, world: World) -> None:
         """Nothing: the rules go with the namespace."""
+
+
+class OpenGates(Step):
+    """What a VM opens on the host: elements in the table of its network."""
+
+    step: ClassVar[str] = "gates"
+    table: str
+    elements: tuple[Element, ...]
+
+    def describe(self) -> tuple[str, ...]:
+        return (f"nft -f - <<'END'\n{render_addition(self.table, self.elements)}END",)
+
+    def apply(self, world: World) -> Value | None:
+        """Raises HostFault."""
+        close_gates(self.table, self.elements)  # One that a dead VM left may lead elsewhere.
+        nft.load_rules(render_addition(self.table, self.elements))
+        return None
+
+    def undo(self, world: World) -> None:
+        close_gates(self.table, self.elements)
+
+
+class CloseGates(Step):
+    """What a VM has opened on the host is closed."""
+
+    step: ClassVar[str] = "close-gates"
+    table: str
+    elements: tuple[Element, ...]
+
+    def describe(self) -> tuple[str, ...]:
+        lines = "".join(render_deletion(self.table, element) for element in self.elements)
+        return (f"nft -f - <<'END'\n{lines}END",)
+
+    def apply(self, world: World) -> Value | None:
+        """Raises HostFault. Absent is fine."""
+        close_gates(self.table, self.elements)
+        return None
+
+    def undo(self, world: World) -> None:
+        """Nothing: a removal is finished, never undone."""
+
+
+def close_gates(table: str, elements: tuple[Element, ...]) -> None:
+    """Takes the elements away, one by one: those that are gone must not keep the others. Raises HostFault."""
+    for element in elements:
+        try:
+            nft.load_rules(render_deletion(table, element))
+        except NotFound:
+            continue
 
 
 class RemoveNetns(Step):

@@ -33,9 +33,8 @@ class Transaction(Reader):
     # VMs
 
     def put_vm(self, record: VMRecord) -> VMRecord:
-        """Adds the VM or replaces its record, with its NIC rows; returns it as stored: next revision, updated now.
-
-        Raises AlreadyExists when another VM has the name, uid, address or MAC.
+        """Adds the VM or replaces its record, with its NIC and port rows; returns it as stored: next revision, updated
+        now. Raises AlreadyExists when another VM has the name, uid, address, MAC or a port.
         """
         row = self._rows("SELECT revision FROM vm WHERE id = ?", record.id)
         stored = record.replace(revision=int(str(row[0][0])) + 1 if row else 1, updated_at=time.time())
@@ -49,6 +48,7 @@ class Transaction(Reader):
                 tuple(columns.values()),
             )
             self._put_nics(stored)
+            self._put_ports(stored)
         except sqlite3.IntegrityError as error:
             raise _taken(stored, str(error)) from error
         self.touched[stored.id] = stored
@@ -251,6 +251,22 @@ class Transaction(Reader):
         for nic in record.nics:
             address = nic.address or None
             self._execute(query, record.id, nic.index, nic.network, address, nic.mac, nic.tap, nic.netns)
+
+    def _put_ports(self, record: VMRecord) -> None:
+        """The port rows follow the record. Raises AlreadyExists when another VM has one of them."""
+        self._execute("DELETE FROM port WHERE vm_id = ?", record.id)
+        query = "INSERT INTO port (vm_id, protocol, host_ip, host_port, guest_port, position) VALUES (?, ?, ?, ?, ?, ?)"
+        clash = "SELECT vm.name FROM port JOIN vm ON vm.id = port.vm_id WHERE protocol = ? AND host_port = ?"
+        clash += " AND (host_ip = ? OR host_ip = '' OR ? = '')"
+        for position, port in enumerate(record.spec.ports):
+            owners = self._rows(clash, port.protocol, port.host_port, port.host_ip, port.host_ip)
+            if owners:
+                raise AlreadyExists(
+                    f"port {port.host_port}/{port.protocol} of the host is published by VM {owners[0][0]} already",
+                    hint="choose another one, or remove that VM",
+                )
+            values = (port.protocol, port.host_ip, port.host_port, port.guest_port, position)
+            self._execute(query, record.id, *values)
 
     def _forget_image_without_name(self, image_id: str) -> None:
         if not self._rows("SELECT 1 FROM tag WHERE image_id = ?", image_id):

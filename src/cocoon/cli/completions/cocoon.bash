@@ -18,7 +18,7 @@ _cocoon() {
         case $word in
             --root-dir=*) state=("$word") ;;
             --*=*) ;;
-            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --file | --reference | --platform | --name | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --network | --nics | --hypervisor | --kernel | --volume | --env | --env-file | --workdir | --user | --entrypoint | --hostname | --tail | --timeout | -o | -o | -m | -v | -e | -w | -u | -n) waiting=$word ;;
+            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --file | --reference | --platform | --name | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --publish | --network | --nics | --hypervisor | --kernel | --volume | --env | --env-file | --workdir | --user | --entrypoint | --hostname | --tail | --timeout | -o | -o | -m | -p | -v | -e | -w | -u | -n) waiting=$word ;;
             -*) ;;
             *)
                 case "$route:$word" in
@@ -51,6 +51,7 @@ _cocoon() {
                     "vm:inspect") route="vm inspect" ;;
                     "vm:list") route="vm list" ;;
                     "vm:logs") route="vm logs" ;;
+                    "vm:port") route="vm port" ;;
                     "vm:rm") route="vm rm" ;;
                     "vm:run") route="vm run" ;;
                     "vm:start") route="vm start" ;;
@@ -70,6 +71,7 @@ _cocoon() {
                     "image:ls") route="image list" ;;
                     "kernel:ls") route="kernel list" ;;
                     "network:ls") route="network list" ;;
+                    ":port") route="vm port" ;;
                     *) ((count++)) ;;
                 esac
                 ;;
@@ -116,13 +118,14 @@ _cocoon() {
             "network list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "network rm") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm console") flags="--escape-char --read-only --take --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm create") flags="--name --cpu --memory --storage --data-disk --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm debug") flags="--name --cpu --memory --storage --data-disk --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm create") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm debug") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm logs") flags="--follow --tail --vmm --raw --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm port") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm rm") flags="--force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm run") flags="--name --cpu --memory --storage --data-disk --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --interactive --tty --detach --foreground --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm run") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --interactive --tty --detach --foreground --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm start") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm stop") flags="--force --timeout --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             *) flags="--config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
@@ -130,11 +133,11 @@ _cocoon() {
         kind=$flags
     else
         case $route in
-            "") choices="image kernel network vm completion doctor inspect version create images logs ps pull rm rmi run start stop" ;;
+            "") choices="image kernel network vm completion doctor inspect version create images logs ps pull rm rmi run start stop port" ;;
             "image") choices="export import inspect list pull rm ls" ;;
             "kernel") choices="add default inspect list rm ls" ;;
             "network") choices="create inspect list rm ls" ;;
-            "vm") choices="console create debug inspect list logs rm run start stop ls ps" ;;
+            "vm") choices="console create debug inspect list logs port rm run start stop ls ps" ;;
             "completion") kind="bash zsh fish" most=1 ;;
             "inspect") kind="vm" most=1 ;;
             "image export") kind="image" most=1 ;;
@@ -152,6 +155,7 @@ _cocoon() {
             "vm debug") kind="image" most=1 ;;
             "vm inspect") kind="vm" most=1 ;;
             "vm logs") kind="vm" most=1 ;;
+            "vm port") kind="vm" most=1 ;;
             "vm rm") kind="vm" most=999 ;;
             "vm run") kind="image" most=1 ;;
             "vm start") kind="vm" most=999 ;;

@@ -10,7 +10,7 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
             continue
         end
         switch $word
-            case --config --root-dir --run-dir --log-dir --dns --output --file --reference --platform --name --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --network --nics --hypervisor --kernel --volume --env --env-file --workdir --user --entrypoint --hostname --tail --timeout -o -o -m -v -e -w -u -n
+            case --config --root-dir --run-dir --log-dir --dns --output --file --reference --platform --name --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --publish --network --nics --hypervisor --kernel --volume --env --env-file --workdir --user --entrypoint --hostname --tail --timeout -o -o -m -p -v -e -w -u -n
                 set waiting $word
             case '-*'
             case '*'
@@ -73,6 +73,8 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
                         set route 'vm list'
                     case 'vm:logs'
                         set route 'vm logs'
+                    case 'vm:port'
+                        set route 'vm port'
                     case 'vm:rm'
                         set route 'vm rm'
                     case 'vm:run'
@@ -111,6 +113,8 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
                         set route 'kernel list'
                     case 'network:ls'
                         set route 'network list'
+                    case ':port'
+                        set route 'vm port'
                     case '*'
                         set count (math $count + 1)
                 end
@@ -157,6 +161,7 @@ complete -c cocoon -n '__cocoon_at "" 1' -a rmi -d 'Remove images'
 complete -c cocoon -n '__cocoon_at "" 1' -a run -d 'Create a VM and start it'
 complete -c cocoon -n '__cocoon_at "" 1' -a start -d 'Start VMs'
 complete -c cocoon -n '__cocoon_at "" 1' -a stop -d 'Stop VMs'
+complete -c cocoon -n '__cocoon_at "" 1' -a port -d 'List the published ports of a VM'
 complete -c cocoon -n '__cocoon_at "image" 1' -a export -d 'Write an image to an OCI archive'
 complete -c cocoon -n '__cocoon_at "image" 1' -a import -d 'Make an image of an archive of images, or of a disk'
 complete -c cocoon -n '__cocoon_at "image" 1' -a inspect -d 'Show everything about one image'
@@ -181,6 +186,7 @@ complete -c cocoon -n '__cocoon_at "vm" 1' -a debug -d 'Print the commands that 
 complete -c cocoon -n '__cocoon_at "vm" 1' -a inspect -d 'Show everything about one VM'
 complete -c cocoon -n '__cocoon_at "vm" 1' -a list -d 'List VMs'
 complete -c cocoon -n '__cocoon_at "vm" 1' -a logs -d 'Show what a VM wrote to its console'
+complete -c cocoon -n '__cocoon_at "vm" 1' -a port -d 'List the published ports of a VM'
 complete -c cocoon -n '__cocoon_at "vm" 1' -a rm -d 'Remove VMs'
 complete -c cocoon -n '__cocoon_at "vm" 1' -a run -d 'Create a VM and start it'
 complete -c cocoon -n '__cocoon_at "vm" 1' -a start -d 'Start VMs'
@@ -239,6 +245,8 @@ complete -c cocoon -n '__cocoon_at "vm create"' -l cpu -d 'Virtual CPUs' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -s m -l memory -d 'Memory, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l storage -d 'Writable root disk, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l data-disk -d 'A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -s p -l publish -d 'Have a port of the host lead to one of the guest' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l allow-host -d 'Let the guest reach the hosts own services'
 complete -c cocoon -n '__cocoon_at "vm create"' -l network -d 'Network of the first interface, and if given again of the next' -r -f -a '(__cocoon_names network)'
 complete -c cocoon -n '__cocoon_at "vm create"' -l nics -d 'Network interfaces; 0 for none' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
@@ -261,6 +269,8 @@ complete -c cocoon -n '__cocoon_at "vm debug"' -l cpu -d 'Virtual CPUs' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -s m -l memory -d 'Memory, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l storage -d 'Writable root disk, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l data-disk -d 'A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -s p -l publish -d 'Have a port of the host lead to one of the guest' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l allow-host -d 'Let the guest reach the hosts own services'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l network -d 'Network of the first interface, and if given again of the next' -r -f -a '(__cocoon_names network)'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l nics -d 'Network interfaces; 0 for none' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
@@ -286,6 +296,8 @@ complete -c cocoon -n '__cocoon_at "vm logs"' -s n -l tail -d 'Only the last lin
 complete -c cocoon -n '__cocoon_at "vm logs"' -l vmm -d 'The log of the VMM instead of the guests console'
 complete -c cocoon -n '__cocoon_at "vm logs"' -l raw -d 'Bytes as they are, also on a terminal'
 complete -c cocoon -n '__cocoon_at "vm logs" 1' -f -a '(__cocoon_names vm)'
+complete -c cocoon -n '__cocoon_at "vm port"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "vm port" 1' -f -a '(__cocoon_names vm)'
 complete -c cocoon -n '__cocoon_at "vm rm"' -s f -l force -d 'Stop running VMs first, at once'
 complete -c cocoon -n '__cocoon_at "vm rm"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "vm rm" 999' -f -a '(__cocoon_names vm)'
@@ -294,6 +306,8 @@ complete -c cocoon -n '__cocoon_at "vm run"' -l cpu -d 'Virtual CPUs' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -s m -l memory -d 'Memory, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l storage -d 'Writable root disk, at least 64M' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l data-disk -d 'A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -s p -l publish -d 'Have a port of the host lead to one of the guest' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l allow-host -d 'Let the guest reach the hosts own services'
 complete -c cocoon -n '__cocoon_at "vm run"' -l network -d 'Network of the first interface, and if given again of the next' -r -f -a '(__cocoon_names network)'
 complete -c cocoon -n '__cocoon_at "vm run"' -l nics -d 'Network interfaces; 0 for none' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
