@@ -68,6 +68,29 @@ def build_guest(folder: str) -> Path:
     return build_once(f"guest-{folder}", guest_inputs(folder), [str(PROJECT / "guests" / folder / "build")])
 
 
+def add_layers(source: Path, target: Path, tars: list[bytes]) -> Path:
+    """The layout `target`: the one image of the layout `source` with `tars` as layers on top of its own."""
+    shutil.copytree(source, target)
+    blobs = target / "blobs" / "sha256"
+
+    def put(data: bytes, like: dict) -> dict:
+        digest = hashlib.sha256(data).hexdigest()
+        (blobs / digest).write_bytes(data)
+        return {**like, "digest": f"sha256:{digest}", "size": len(data)}
+
+    index = json.loads((target / "index.json").read_text())
+    (entry,) = index["manifests"]
+    manifest = json.loads((blobs / entry["digest"][7:]).read_text())
+    config = json.loads((blobs / manifest["config"]["digest"][7:]).read_text())
+    for tar in tars:
+        manifest["layers"].append(put(tar, {"mediaType": "application/vnd.oci.image.layer.v1.tar"}))
+        config["rootfs"]["diff_ids"].append(manifest["layers"][-1]["digest"])
+    manifest["config"] = put(json.dumps(config).encode(), manifest["config"])
+    index["manifests"] = [put(json.dumps(manifest).encode(), entry)]
+    (target / "index.json").write_text(json.dumps(index))
+    return target
+
+
 def fetch_kernel_deb() -> Path:
     """A Debian cloud kernel package of this machine's architecture."""
     fetch = PROJECT / "setup" / "fetch-debian"

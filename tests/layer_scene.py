@@ -80,6 +80,19 @@ def listed(tar: bytes) -> dict[str, tuple]:
     return found
 
 
+def more_layers(count: int) -> list[bytes]:
+    """Each adds /each/<n> and /opaque/<n> and writes /top; a quarter up one removes a file, half up one hides all."""
+    tars = []
+    for number in range(count):
+        entries: list = [(f"each/{number}", b"x"), (f"opaque/{number}", b"x"), ("top", b"%d" % number)]
+        if number == count // 4 + 20:
+            entries.append(("each/.wh.40", b""))
+        if number == count // 2:
+            entries.insert(0, ("opaque/.wh..wh..opq", b""))
+        tars.append(make_tar(entries))
+    return tars
+
+
 def builder_for(compression: str) -> Builder:
     return find_builder(Config(erofs_compression=compression))
 

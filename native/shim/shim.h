@@ -44,7 +44,7 @@ struct spec {
 	uint64_t uid, gid, log_limit, kill_after_ms, memlock, open_files, insecure, foreground;
 	struct bind binds[513];
 	struct device devices[65];
-	char *cgroups[33], *arguments[513], *environment[129];
+	char *cgroups[33], *arguments[1537], *environment[129];
 	char text[512 * 1024]; /* what is never touched costs nothing */
 };
 struct spec *spec_read(int fd, char error[MESSAGE]);

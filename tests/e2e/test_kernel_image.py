@@ -6,21 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from fixtures import Cocoon, Registry
+from cocoon.engine.fit_image import OWN_KERNEL_LAYERS
+from fixtures import Cocoon, Registry, add_layers
+from layer_scene import more_layers
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.mark.timeout(420)
 def test_an_image_with_its_own_kernel_boots_it_and_shuts_down_when_asked(
-    cocoon: Cocoon, registry: Registry, kernel_image: Path
+    cocoon: Cocoon, registry: Registry, kernel_image: Path, tmp_path: Path
 ) -> None:
-    reference = registry.push(kernel_image, "debian-vm:13")
-    cocoon.run("run", "--name", "whole", "--cpu", "2", "--memory", "512M", "--storage", "1G", reference, timeout=300)
+    # With so many layers that the guest's script would take minutes to find them: some are merged.
+    layout = add_layers(kernel_image, tmp_path / "layout", more_layers(30))
+    reference = registry.push(layout, "debian-vm:13")
+    small = ("--cpu", "2", "--memory", "512M", "--storage", "1G")
+    done = cocoon.run("run", "--name", "whole", *small, reference, timeout=300)
+    assert f"image {reference} has 31 layers: the lowest 16 are merged, once" in done.stderr
     log = cocoon.wait_for_log("whole", "guest: up", timeout=240)
     assert "guest: host name whole, address 10.88.0." in log
     record = cocoon.json("vm", "inspect", "whole")
     assert record["boot"]["kernel"] == ""
+    assert [disk["role"] for disk in record["disks"]] == ["layer"] * OWN_KERNEL_LAYERS + ["cow"]
     assert "boot=cocoon-overlay" in record["kernel_cmdline"]
     cocoon.run("vm", "stop", "--timeout", "90", "whole", timeout=150)
     # The power button reached systemd: it said so, and the VMM ended by itself.

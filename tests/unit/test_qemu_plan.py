@@ -151,7 +151,6 @@ def test_capsule_and_engine_name_the_group_alike() -> None:
         ({"binary": BinaryFacts(path="/q", version="6.2.0", closure=(), reason="")}, "older than 7.2"),
         ({"binary": BinaryFacts(path="/q", version="what", closure=(), reason="")}, "older than 7.2"),
         ({"image": make_image(platform="linux/arm64")}, "linux/arm64"),
-        ({"image": make_image(layers=MAX_DISKS - 1)}, f"at most {MAX_DISKS} disks"),
         ({"spec": make_spec(data_disks=DISKS)}, f"at most {MAX_DISKS} disks, this one needs {MAX_DISKS + 1}"),
         ({"spec": make_spec(nics=MAX_NICS + 1)}, f"at most {MAX_NICS} NICs"),
     ],

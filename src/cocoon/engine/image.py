@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cocoon.errors import Ambiguous, CocoonError, InvalidSpec, InvalidState, NotFound
-from cocoon.model.image import Image
+from cocoon.model.image import Blob, Image
 from cocoon.units import printable
 from cocoon.value import Value, to_plain
 
@@ -130,10 +130,11 @@ def make_image(world: World, name: str, draw_step: Callable[[str], Step]) -> Ima
     )
     with world.store.read() as reader:
         previous = reader.image_by_name(name)
+        replaced = _files_of(reader, previous) if previous is not None else []
     image = execute(world, lambda _: plan, operation_id=operation_id)["assemble"]
     remove_tree(work_dir)
-    if previous is not None:
-        blobs.free(world.store, previous.blobs)
+    if replaced:
+        blobs.free(world.store, replaced)
     assert isinstance(image, Image)
     return image
 
@@ -226,7 +227,8 @@ def remove_image(world: World, ref: str, *, force: bool = False) -> Image:
             _check_unused(transaction, image)
         for name in names:
             transaction.delete_image(name)
-    blobs.free(world.store, image.blobs)
+        files = _files_of(transaction, image)
+    blobs.free(world.store, files)
     return image
 
 
@@ -253,10 +255,16 @@ def _check_unused(transaction: Transaction, image: Image) -> None:
 
 def _vm_users(reader: Reader, image: Image) -> list[tuple[str, str]]:
     """Id and name of the VMs that were made from this image and need its blobs."""
-    # A VM pins all blobs of its image, so those that pin the last one are the candidates.
-    pins = [pin for blob in image.blobs[-1:] for pin in reader.users(blob.sha256) if pin.owner_kind == "vm"]
-    found = [vm for vm in (reader.vm(pin.owner_id) for pin in pins) if vm is not None]
+    # A VM pins its image's blobs, or what some of them were merged into.
+    pins = [pin for blob in _files_of(reader, image) for pin in reader.users(blob.sha256)]
+    owners = dict.fromkeys(pin.owner_id for pin in pins if pin.owner_kind == "vm")
+    found = [vm for vm in map(reader.vm, owners) if vm is not None]
     return [(vm.id, vm.spec.name) for vm in found if vm.image_digest == image.id]
+
+
+def _files_of(reader: Reader, image: Image) -> list[Blob]:
+    """The image's blobs, and what some of them were merged into."""
+    return [*image.blobs, *reader.merged_of(image)]
 
 
 def require_image(world: World, ref: str) -> Image | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from cocoon.engine.disks import plan_disk_steps
 from cocoon.engine.draw import Allotment, Request, draw_boot_config, draw_record
+from cocoon.engine.fit_image import fit_image
 from cocoon.engine.initrd import refresh_kernel
 from cocoon.engine.lifecycle import plan_start_steps
 from cocoon.engine.process import check_applies
@@ -56,9 +57,10 @@ class Prepared:
 
 
 def prepare(world: World, spec: VMSpec, image: Image) -> Prepared:
-    """Checks everything that can be checked without making anything.
+    """Checks everything that can be checked without making anything; an image of too many layers is merged, once.
 
-    Raises InvalidSpec, Unsupported, NotFound (no kernel for an image without one), AlreadyExists (the name).
+    Raises InvalidSpec, Unsupported, NotFound (no kernel for an image without one), AlreadyExists (the name), and what
+    `fit_image` raises.
     """
     from cocoon.engine.network import NetworkMaker, check_ports_free
 
@@ -85,6 +87,7 @@ def prepare(world: World, spec: VMSpec, image: Image) -> Prepared:
         dns=tuple(server for server in world.config.dns.replace(";", ",").replace(" ", "").split(",") if server),
         created_at=time.time(),
     )
+    request = request.replace(image=fit_image(world, request, backend, facts=facts))
     return Prepared(request, backend, facts, NetworkMaker(world))
 
 

@@ -10,12 +10,15 @@ from cocoon.model.vm import VMRecord, VMSpec
 from cocoon.paths import VMPaths
 from cocoon.plan.step import Step
 
+FEWEST_LAYERS = 2  # An image's layers are merged into no fewer than this.
+
 
 class Hypervisor(Protocol):
-    """One VMM. `name` is what `--hypervisor` takes and records carry."""
+    """One VMM. `name` is what `--hypervisor` takes and records carry; a VM has at most `max_disks` disks."""
 
     name: str
     capabilities: Capability
+    max_disks: int
 
     def check(self, spec: VMSpec, image: Image, facts: HostFacts) -> None:
         """Raises Unsupported, with reason and hint, when this host's VMM cannot run the image to this specification."""

@@ -31,6 +31,17 @@ class Layer(Value):
     size_bytes: int
 
 
+def chain_ids(layers: tuple[Layer, ...]) -> tuple[str, ...]:
+    """For each layer the digest of it and all below it (ChainID, image-spec config.md), from the bottom."""
+    from hashlib import sha256
+
+    chains: list[str] = []
+    for layer in layers:
+        text = f"{chains[-1]} {layer.diff_id}" if chains else ""
+        chains.append(f"sha256:{sha256(text.encode()).hexdigest()}" if chains else layer.diff_id)
+    return tuple(chains)
+
+
 class ImageConfig(Value):
     """What the OCI image configuration says (image-spec config.md): argument lists, `K=V` environment, user as
     `name|uid[:group|gid]`, absolute working directory ("" is `/`), stop signal name or ""."""

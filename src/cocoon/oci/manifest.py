@@ -1,6 +1,6 @@
 """Manifests, indexes and configurations (image-spec; Docker image manifest v2 schema 2), read with suspicion. Pure.
 
-Limits: a manifest or configuration is at most 4 MiB, an image has at most 127 layers, an index leads to an image in
+Limits: a manifest or configuration is at most 4 MiB, an image has at most 500 layers, an index leads to an image in
 at most two steps.
 """
 
@@ -18,7 +18,7 @@ from cocoon.value import Value
 
 MAX_MANIFEST_BYTES = 4 * MIB  # The least that a registry must accept (distribution-spec), and what most do.
 MAX_CONFIG_BYTES = 4 * MIB
-MAX_LAYERS = 127  # overlayfs and Docker have it.
+MAX_LAYERS = 500  # OVL_MAX_STACK: what overlayfs can stack at all. Docker builds at most 127.
 MAX_INDEX_DEPTH = 2
 MAX_WORDS = 10_000
 MAX_TEXT = 128 * 1024  # MAX_ARG_STRLEN: the kernel passes no longer argument or variable.

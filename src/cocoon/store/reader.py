@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from cocoon.errors import Ambiguous, NotFound
-from cocoon.model.image import Blob, Image, Layer
+from cocoon.model.image import Blob, Image, Layer, chain_ids
 from cocoon.model.kernel import Kernel
 from cocoon.model.network import Network
 from cocoon.model.operation import Debt, Operation, Pin
@@ -134,6 +134,17 @@ class Reader:
         """Blobs that nothing needs: what a command left that died in the middle of a removal."""
         where = "WHERE NOT EXISTS (SELECT 1 FROM pin WHERE pin.blob = blob.sha256)"
         return [_blob(row) for row in self._rows(f"{_BLOBS} {where} ORDER BY sha256")]
+
+    def merged(self, chain: str) -> Blob | None:
+        """The blob that the layers of this chain (`model.image.chain_ids`) were merged into."""
+        rows = self._rows(f"{_BLOBS} WHERE sha256 = (SELECT blob FROM merged WHERE chain = ?)", chain)
+        return _blob(rows[0]) if rows else None
+
+    def merged_of(self, image: Image) -> list[Blob]:
+        """The blobs that the lowest layers of `image` were merged into, from the bottom."""
+        if not self._rows("SELECT 1 FROM merged LIMIT 1"):
+            return []
+        return [blob for blob in map(self.merged, chain_ids(image.layers)) if blob is not None]
 
     def users(self, blob: str) -> list[Pin]:
         """The pins on one blob, kernel or set of boot files, by its digest."""

@@ -110,7 +110,7 @@ class Transaction(Reader):
         query = "INSERT OR REPLACE INTO tag (name, image_id, source, created_at) VALUES (?, ?, ?, ?)"
         self._execute(query, image.name, image.id, image.source, image.created_at)
         self.unpin("image", image.id)
-        for blob in image.blobs:
+        for blob in (*image.blobs, *self.merged_of(image)):
             self.pin(blob.sha256, "image", image.id)
         if previous and previous[0][0] != image.id:
             self._forget_image_without_name(str(previous[0][0]))
@@ -133,6 +133,13 @@ class Transaction(Reader):
         self.put_blob(Blob(sha256=layer.blob, size_bytes=layer.size_bytes))
         query = "INSERT OR REPLACE INTO layer (digest, diff_id, blob) VALUES (?, ?, ?)"
         self._execute(query, layer.digest, layer.diff_id, layer.blob)
+
+    def put_merged(self, chain: str, blob: Blob, *, image_id: str) -> None:
+        """Records what the layers of a chain were merged into, and pins it for the image, if that is still there."""
+        self.put_blob(blob)
+        self._execute("INSERT OR REPLACE INTO merged (chain, blob) VALUES (?, ?)", chain, blob.sha256)
+        if self._rows("SELECT 1 FROM image WHERE id = ?", image_id):
+            self.pin(blob.sha256, "image", image_id)
 
     def forget_blob(self, blob: str) -> None:
         """Forgets a blob and the layers converted into it. Raises InvalidState when it is pinned."""

@@ -7,6 +7,7 @@ The oldest version is Debian 12's 7.2. Later ones bring more (`readonly=on,rom=o
 from __future__ import annotations
 
 from cocoon.errors import Unsupported
+from cocoon.hypervisors.hypervisor import FEWEST_LAYERS
 from cocoon.hypervisors.qemu.api import AskQEMU
 from cocoon.hypervisors.qemu.launch import (
     BALLOON_SHARE,
@@ -34,6 +35,7 @@ class QEMU:
     """The Hypervisor protocol for qemu-system."""
 
     name = "qemu"
+    max_disks = MAX_DISKS
     capabilities = (
         Capability.DIRECT_BOOT
         | Capability.DISK_SERIALS
@@ -48,11 +50,12 @@ class QEMU:
         find_machine(facts.arch)
         _check_binary(facts.binaries["qemu"], facts.arch)
         _check_platform(image, facts.arch)
-        disks = len(image.layers) + OWN_DISKS + len(spec.data_disks) + len(spec.volumes)
+        layers = min(len(image.layers), FEWEST_LAYERS)
+        disks = layers + OWN_DISKS + len(spec.data_disks) + len(spec.volumes)
         if disks > MAX_DISKS:
             raise Unsupported(
                 f"QEMU VMs have at most {MAX_DISKS} disks, this one needs {disks}",
-                hint="build the image with fewer layers, or give it fewer data disks and volumes",
+                hint="give it fewer data disks and volumes",
             )
         if spec.nics > MAX_NICS:
             raise Unsupported(f"QEMU VMs have at most {MAX_NICS} NICs, not {spec.nics}")
