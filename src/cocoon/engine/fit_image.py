@@ -42,6 +42,8 @@ def fit_image(world: World, request: Request, backend: Hypervisor, *, facts: Hos
     Raises InvalidSpec when not even the fewest fit, InvalidState, Corrupt, CommandFailed, HostFault.
     """
     image = request.image
+    if len(image.layers) <= 1:
+        return image
     limit = find_layer_limit(request, backend, facts=facts, paths=world.paths)
     if len(image.layers) <= limit:
         return image
