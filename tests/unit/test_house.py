@@ -27,9 +27,10 @@ LEVELS = (
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Siblings that build on one another in one direction: the sources of images on what all of them share, the executor
-# on the store that it commits to, settings on the paths that they decide.
+# on the store that it commits to, settings on the paths that they decide; garbage goes by the rules of its makers.
 ALLOWED_SIBLINGS = {
     ("oci", "images"), ("images", "oci"), ("cloudimg", "images"), ("plan", "store"), ("config", "paths"),
+    ("gc", "images"),
     ("units", "errors"), ("value", "errors"), ("value", "units"),
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ GROUPS = {
 # path -> (module below cocoon.cli, one line). The module's COMMANDS holds the Command under the same path.
 COMMANDS = {
     "completion": ("system", "Print the completion script of a shell"),
+    "gc": ("gc", "Free the space of what nothing needs any more"),
     "doctor": ("system", "Show what this host can do, and what to do about the rest"),
     "inspect": ("inspect", "Show everything about one VM or image"),
     "version": ("system", "Show the version"),

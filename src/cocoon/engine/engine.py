@@ -9,7 +9,6 @@ Opening is cheap and happens at the first use. Every verb first finishes or undo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from cocoon.paths import Paths
 from cocoon.units import printable
 
 if TYPE_CHECKING:
+    from cocoon.engine.gc import Collection
     from cocoon.model.image import Image
     from cocoon.model.vm import VMRecord, VMSpec
     from cocoon.plan.world import World
@@ -45,33 +45,35 @@ class Engine:
         Raises Corrupt, Unsupported (a store of a newer version) or HostFault.
         """
         if self._world is None:
-            from cocoon.plan.recover import recover
-            from cocoon.plan.world import World
-            from cocoon.store.store import Store
-
-            world = World(store=Store.open(self.paths, create=True), config=self.config, report=self._report)
-            for line in recover(world):
-                self._report(line)
+            world = self._open(create=True)
             self._sweep(world)
             self._world = world
         return self._world
 
+    def _open(self, *, create: bool) -> World:
+        from cocoon.plan.recover import recover
+        from cocoon.plan.world import World
+        from cocoon.store.store import Store
+
+        world = World(store=Store.open(self.paths, create=create), config=self.config, report=self._report)
+        for line in recover(world):
+            self._report(line)
+        return world
+
     def _sweep(self, world: World) -> None:
-        """Removes work directories without an operation, layers that nothing needs, VMs with `--rm` that have ended.
+        """Removes what a command may leave that dies after its last commit, and VMs with `--rm` that have ended.
 
-        The verbs are loaded only when there may be such ones. What cannot be removed is reported.
+        That is the part of `gc` that cannot wait for somebody to ask for it. What cannot be removed is reported.
         """
-        with world.store.read() as reader:
-            candidates, unpinned = reader.vms_to_remove(), reader.unpinned_blobs()
-        if unpinned or os.listdir(world.paths.work):
-            from cocoon.engine import image
+        from cocoon.engine import image
 
-            try:
-                image.sweep(world)
-            except HostFault as error:
-                self._report(f"what a dead command left stays for now: {error.message}")
-        if not candidates:
-            return
+        try:
+            image.sweep(world)
+        except HostFault as error:
+            self._report(f"what a dead command left stays for now: {error.message}")
+        with world.store.read() as reader:
+            if not reader.vms_to_remove():
+                return
         from cocoon.engine.lifecycle import sweep
 
         for name in sweep(world):
@@ -145,6 +147,15 @@ class Engine:
         from cocoon.engine.debug import debug_vm
 
         return debug_vm(self.world(), spec, self.find_or_pull_image(spec.image))
+
+    def collect_garbage(self, *, dry_run: bool = False) -> Collection:
+        """Removes what nothing needs any more, or with `dry_run` says what that is.
+
+        Makes no store, and refuses one that is not ours: raises NotFound, InvalidState, and what `world` raises.
+        """
+        from cocoon.engine.gc import collect_garbage
+
+        return collect_garbage(self._open(create=False), dry_run=dry_run)
 
     def find_or_pull_image(self, ref: str) -> Image:
         """The image of this name, digest or id prefix; pulled from its registry when it is not here."""

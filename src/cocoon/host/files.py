@@ -197,6 +197,38 @@ def read_bounded(path: str, limit_bytes: int) -> bytes:
     return data
 
 
+def list_directory(path: str) -> list[str]:
+    """The names in a directory, sorted; none when it does not exist. Raises HostFault."""
+    try:
+        return sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise host_fault(f"read {path}", error) from error
+
+
+def measure_tree(path: str) -> int:
+    """The bytes that `path` takes on its disk, with all beneath it but for other mounts; a file with several links
+    counts once, what goes meanwhile not at all."""
+    seen: set[tuple[int, int]] = set()
+    total, waiting = 0, [path]
+    device = None
+    while waiting:
+        here = waiting.pop()
+        try:
+            found = os.lstat(here)
+            device = device or found.st_dev
+            if (found.st_dev, found.st_ino) in seen or found.st_dev != device:
+                continue
+            seen.add((found.st_dev, found.st_ino))
+            total += found.st_blocks * 512
+            if stat.S_ISDIR(found.st_mode):
+                waiting += [f"{here}/{name}" for name in os.listdir(here)]
+        except OSError:
+            continue  # Gone, or not to be read: then it cannot be removed either, which says so.
+    return total
+
+
 def open_beneath(dir_fd: int, name: str, *, limit_bytes: int, uid: int | None = None) -> int:
     """A read descriptor of the plain file `name` directly in the open directory, which a stranger may write to.
 

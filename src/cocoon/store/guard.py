@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from cocoon.errors import Corrupt, InvalidState
-from cocoon.host.files import host_fault, make_directory, write_atomic
+from cocoon.host.files import host_fault, list_directory, make_directory, write_atomic
 from cocoon.paths import Paths
 from cocoon.units import printable
 
@@ -71,7 +71,7 @@ def check_adoptable(paths: Paths) -> None:
     for directory in _guarded(paths):
         if read_guard(directory) is not None or not os.path.isdir(directory):
             continue
-        strange = sorted(set(_list(directory)) - OWN_NAMES)
+        strange = sorted(set(list_directory(directory)) - OWN_NAMES)
         if strange or (directory != paths.root_dir and _has_vms(directory)):
             what = f"it holds {printable(strange[0])}" if strange else "it holds VMs"
             raise InvalidState(
@@ -111,13 +111,4 @@ def _guarded(paths: Paths) -> tuple[str, ...]:
 
 
 def _has_vms(directory: str) -> bool:
-    return bool(_list(f"{directory}/vms"))
-
-
-def _list(directory: str) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise host_fault(f"read {directory}", error) from error
+    return bool(list_directory(f"{directory}/vms"))

@@ -112,6 +112,18 @@ class Store:
         for record in records:
             self._mirror(record)
 
+    def checkpoint(self) -> None:
+        """Moves the log into the database and cuts it to nothing, unless somebody reads meanwhile: then a part of it.
+
+        Raises Timeout, HostFault.
+        """
+        with self._connection() as connection, lock(self.paths.database_lock, WRITERS_TIMEOUT_S, what="the store"):
+            connection.execute("PRAGMA busy_timeout = 100")
+            try:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+
     def close(self) -> None:
         """Gives the kept connection up; the store can still be used."""
         if self._kept is not None:

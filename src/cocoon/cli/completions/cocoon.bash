@@ -27,6 +27,7 @@ _cocoon() {
                     ":network") route="network" ;;
                     ":vm") route="vm" ;;
                     ":completion") route="completion" ;;
+                    ":gc") route="gc" ;;
                     ":doctor") route="doctor" ;;
                     ":inspect") route="inspect" ;;
                     ":version") route="version" ;;
@@ -99,6 +100,7 @@ _cocoon() {
     elif [[ $current == -* ]]; then
         case $route in
             "completion") flags="--config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "gc") flags="--dry-run --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "doctor") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "version") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
@@ -133,7 +135,7 @@ _cocoon() {
         kind=$flags
     else
         case $route in
-            "") choices="image kernel network vm completion doctor inspect version create images logs ps pull rm rmi run start stop port" ;;
+            "") choices="image kernel network vm completion gc doctor inspect version create images logs ps pull rm rmi run start stop port" ;;
             "image") choices="export import inspect list pull rm ls" ;;
             "kernel") choices="add default inspect list rm ls" ;;
             "network") choices="create inspect list rm ls" ;;
