@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from cocoon.gc.graph import Graph, Item, Verdict, join, judge
 from cocoon.gc.kind import Swept
 from cocoon.gc.kinds import KINDS
-from cocoon.gc.rows import draw_rows, read_rows
+from cocoon.gc.rows import GC, draw_rows, read_rows
 from cocoon.host.files import measure_tree
 from cocoon.plan.execute import execute
 from cocoon.plan.plan import Plan
@@ -54,7 +54,7 @@ def collect_garbage(world: World, *, dry_run: bool = False) -> Collection:
         return Collection(removed=garbage, kept=verdict.kept)
     world.outputs = {}
     if garbage:
-        plan = Plan(kind="gc", vm_id="", steps=plan_collection(garbage, world.paths), recovery="finish")
+        plan = Plan(kind=GC, vm_id="", steps=plan_collection(garbage, world.paths), recovery="finish")
         execute(world, lambda _: plan)
     world.store.checkpoint()
     failed = {name for output in world.outputs.values() if isinstance(output, Swept) for name in output.failed}

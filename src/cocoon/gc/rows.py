@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cocoon.store.reader import Reader
 
 
+GC = "gc"  # The kind of our own operations.
 OWNERS = ("vm", "image", "operation")  # Whose pins hold only as long as there is such a row.
 
 
@@ -58,6 +59,8 @@ def draw_rows(rows: Rows, paths: Paths) -> Graph:
     for kernel in rows.kernels:
         named[f"kernel:{kernel.id}"] = all_paths(to_plain(kernel))
     for operation in rows.operations:
+        if operation.kind == GC:
+            continue  # Its plan names what is to go.
         named[f"operation:{operation.id}"] = all_paths(operation.plan)
         needs |= {(f"operation:{operation.id}", f"vm:{operation.vm_id}")} if operation.vm_id else set()
     # Whose kind is not known here is a newer version's: it counts as alive.
