@@ -15,12 +15,12 @@ from cocoon.engine.kernel import add_kernel
 from cocoon.guest.kernels import KernelSource
 from cocoon.host import locks, netns
 from cocoon.model.operation import Operation
-from cocoon.model.vm import DirectBoot
+from cocoon.model.vm import DirectBoot, Disk, DiskRole
 from cocoon.plan.world import World
 from cocoon.store.store import Store
 from deb_examples import make_kernel_deb
 from fixtures import Cocoon
-from gc_scene import BOOT_HEX, GHOST, HEX, inject_debris, inventory, remove_debris
+from gc_scene import GHOST, HEX, inject_debris, inventory, remove_debris
 from guest_vm import build_init
 from kernel_scene import open_world
 from store_examples import make_record, make_store, vm_id
@@ -103,23 +103,22 @@ def test_another_stores_vms_are_none_of_our_business(world: World, tmp_path: Pat
     assert netns.netns_exists(f"cocoon-{GHOST}") and inventory(other.paths) == before
 
 
-def test_a_vm_that_the_store_has_lost_is_kept_with_all_it_needs(world: World) -> None:
+def test_a_vm_that_the_store_has_lost_is_kept_with_its_blobs_and_kernel(world: World) -> None:
     """As after an older database was put in place: the disk is worth more than the space."""
-    lost = make_record(
-        7, boot=DirectBoot(kernel_path=f"{world.paths.boot}/{BOOT_HEX}/vmlinuz.1", initrd_path="", kernel="")
-    )
+    kernel, blob = f"{world.paths.kernels}/0123456789abcdef", world.paths.blob(HEX)
+    boot = DirectBoot(kernel_path=f"{kernel}/vmlinuz", initrd_path="", kernel="")
+    disk = Disk(path=blob, role=DiskRole.LAYER, serial="", read_only=True)
     inject_debris(world.paths)
-    put_vm(world, 7, boot=lost.boot)
-    assert os.path.exists(world.paths.vm(lost.id).mirror)
-    netns.make_netns(f"cocoon-{lost.id}")
+    put_vm(world, 7, boot=boot, disks=(disk,))
+    own, network = world.paths.vm(vm_id(7)), f"cocoon-{vm_id(7)}"
+    assert os.path.exists(own.mirror)
+    netns.make_netns(network)
     try:
         with world.store.write() as transaction:
-            transaction.delete_vm(lost.id)
+            transaction.delete_vm(vm_id(7))
         done = collect_garbage(world)
         kept = {item.path for item, caution in done.kept if "old database" in caution}
-        own = world.paths.vm(lost.id)
-        network, boot = netns.netns_path(f"cocoon-{lost.id}"), f"{world.paths.boot}/{BOOT_HEX}"
-        assert kept == {own.disk_dir, own.run_dir, own.log_dir, network, boot}
+        assert kept == {own.disk_dir, own.run_dir, own.log_dir, netns.netns_path(network), kernel, blob}
         assert all(os.path.exists(path) for path in kept) and done.failed == ()
         Path(own.mirror).write_text("damaged {")
         assert {item.path for item, _ in collect_garbage(world).kept} >= {own.disk_dir}
@@ -129,8 +128,9 @@ def test_a_vm_that_the_store_has_lost_is_kept_with_all_it_needs(world: World) ->
                 "a process still runs in it, but the store does not know it"
             }
         assert {item.kind for item in collect_garbage(world).removed} == {"vm", "netns"}
+        assert not any(os.path.lexists(path) for path in kept)
     finally:
-        netns.remove_netns(f"cocoon-{lost.id}")
+        netns.remove_netns(network)
 
 
 def test_an_initramfs_that_a_vm_booted_stays_until_nobody_does(world: World, monkeypatch, tmp_path: Path) -> None:

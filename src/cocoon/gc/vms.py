@@ -96,16 +96,18 @@ class VMs(Kind):
         return Graph(items=items, needs=tuple((f"vm:{item.name}", item.node) for item in items))
 
     def examine(self, items: Sequence[Item], paths: Paths) -> Graph:
-        """A VM whose record or process is there is kept with all that its record names.
+        """A VM whose record or process is there is kept with the blobs and the kernel that its record names.
 
         No command leaves such a VM without its row, because the row goes last. Somebody has lost it, and may want it.
+        (Boot files come back with their layer, and are collected by other commands, too.)
         """
         roots, needs = [], set[tuple[str, str]]()
         for vm_id in sorted({item.name for item in items}):
             own, node = paths.vm(vm_id), f"vm:{vm_id}"
             if os.path.lexists(own.mirror):
                 roots.append(Root(node=node, caution=LOST))
-                needs |= {(node, other) for path in _mirror_paths(own.mirror) for other in path_nodes(path, paths)}
+                named = (path for path in _mirror_paths(own.mirror) if not path.startswith(f"{paths.boot}/"))
+                needs |= {(node, other) for path in named for other in path_nodes(path, paths)}
             elif is_locked(own.alive_lock):
                 roots.append(Root(node=node, caution=ALIVE))
         return Graph(roots=tuple(roots), needs=tuple(sorted(needs)))
