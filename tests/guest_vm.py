@@ -20,6 +20,7 @@ from cocoon.guest.bootconfig import CONFIG_SERIAL, BootConfig, GuestNIC, render_
 from cocoon.guest.channel import Channel
 from cocoon.guest.cmdline import COW_SERIAL, CommandLineFacts, layer_serial, render_engine_cmdline
 from cocoon.guest.kernels import KernelSource, build_kernel
+from cocoon.model.capsule import CHANNEL_PORTS, channel_name
 from cocoon.paths import LIBEXEC_DIR
 from fixtures import CACHE, PROJECT
 
@@ -136,11 +137,12 @@ class GuestVM:
             "-append", render_engine_cmdline(facts, config_disk=CONFIG_SERIAL),
             "-chardev", "stdio,id=console,signal=off",
             "-qmp", f"unix:{self.directory}/qmp,server=on,wait=off",
-            "-chardev", f"socket,id=control,path={self.directory}/control,server=on,wait=off",
-            "-device", "virtio-serial-pci", *self._console_device(),
-            "-device", "virtserialport,chardev=control,name=cocoon.control",
+            "-device", f"virtio-serial-pci,max_ports={CHANNEL_PORTS + 1}", *self._console_device(),
             "-netdev", "user,id=net,restrict=on", "-device", f"virtio-net-pci,netdev=net,mac={MAC},romfile=",
         ]  # fmt: skip
+        for port in range(CHANNEL_PORTS):
+            words += ["-chardev", f"socket,id=channel{port},path={self.directory}/channel-{port},server=on,wait=off"]
+            words += ["-device", f"virtserialport,nr={port + 1},chardev=channel{port},name={channel_name(port)}"]
         disks = [(layer_serial(index), path, "on") for index, path in enumerate(self.layers)]
         disks += [(COW_SERIAL, self.cow, "off"), (CONFIG_SERIAL, self.directory / "config.img", "on")]
         for serial, path, read_only in disks:
@@ -199,14 +201,15 @@ class GuestVM:
     def text(self) -> str:
         return self.output.decode(errors="replace").replace("\r\n", "\n")
 
-    def connect(self) -> socket.socket:
-        """The control channel as a plain socket."""
+    def connect(self, port: int = 0) -> socket.socket:
+        """A port of the control channel as a plain socket."""
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(f"{self.directory}/control")
+        connection.connect(f"{self.directory}/channel-{port}")
         return connection
 
-    def channel(self, *, timeout_s: float = 10) -> Channel:
-        return Channel(self.connect(), timeout_s=timeout_s)
+    def channel(self, port: int = 0, *, timeout_s: float = 10) -> Channel:
+        """A greeted connection."""
+        return Channel(self.connect(port), timeout_s=timeout_s)
 
     def monitor(self, command: str, arguments: dict[str, object]) -> None:
         """One QMP command."""

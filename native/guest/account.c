@@ -10,7 +10,7 @@
 #define MAX_ID 0xfffffffeL
 
 /* Finds `user` by name, or by number when no such name exists; gives its name, or "" when only the number is known. */
-static void find_user(const char *user, struct account *account, char *name, size_t size)
+static bool find_user(const char *user, struct account *account, char *name, size_t size)
 {
 	FILE *file = fopen("/etc/passwd", "re");
 	struct passwd *entry = NULL;
@@ -27,11 +27,10 @@ static void find_user(const char *user, struct account *account, char *name, siz
 		snprintf(account->home, sizeof account->home, "%s", *entry->pw_dir ? entry->pw_dir : "/");
 	} else if (numeric) {
 		account->uid = (uid_t)number;
-	} else {
-		fail("the image has no user %s", user);
 	}
 	if (file)
 		fclose(file);
+	return entry || numeric;
 }
 
 static bool is_member(const struct group *entry, const char *name)
@@ -43,7 +42,7 @@ static bool is_member(const struct group *entry, const char *name)
 }
 
 /* The group that was asked for, or else every group that lists the user. */
-static void find_groups(const char *group, const char *name, struct account *account)
+static bool find_groups(const char *group, const char *name, struct account *account)
 {
 	FILE *file = fopen("/etc/group", "re");
 	struct group *entry;
@@ -61,13 +60,13 @@ static void find_groups(const char *group, const char *name, struct account *acc
 	}
 	if (file)
 		fclose(file);
-	if (group && !found && !numeric)
-		fail("the image has no group %s", group);
-	if (group && !found)
+	if (group && !found && numeric)
 		account->gid = (gid_t)number;
+	return !group || found || numeric;
 }
 
-void find_account(const char *user, struct account *account)
+/* False, and `why`, when there is no such user or group. */
+bool find_account(const char *user, struct account *account, char *why, size_t size)
 {
 	char wanted[512], name[512] = "";
 
@@ -77,6 +76,13 @@ void find_account(const char *user, struct account *account)
 		*group++ = '\0';
 	memset(account, 0, sizeof *account);
 	strcpy(account->home, "/");
-	find_user(*wanted ? wanted : "0", account, name, sizeof name);
-	find_groups(group && *group ? group : NULL, name, account);
+	if (!find_user(*wanted ? wanted : "0", account, name, sizeof name)) {
+		snprintf(why, size, "the image has no user %s", wanted);
+		return false;
+	}
+	if (!find_groups(group && *group ? group : NULL, name, account)) {
+		snprintf(why, size, "the image has no group %s", group);
+		return false;
+	}
+	return true;
 }

@@ -63,6 +63,16 @@ static void parse_stop_signal(const char *value, struct config *config)
 	config->stop_signal = (int)number;
 }
 
+static enum stdio parse_stdio(const char *value)
+{
+	static const char *const names[] = {[ON_CONSOLE] = "console", [ON_PIPES] = "pipes", [ON_TERMINAL] = "terminal"};
+
+	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+		if (strcmp(value, names[i]) == 0)
+			return (enum stdio)i;
+	fail("boot configuration: bad stdio %s", value);
+}
+
 static bool parse_flag(const char *key, const char *value)
 {
 	if (strcmp(value, "yes") != 0)
@@ -94,6 +104,8 @@ static void apply(const char *key, char *value, struct config *config, size_t re
 		set_once(&config->cwd, key, value);
 	else if (strcmp(key, "stop_signal") == 0)
 		parse_stop_signal(value, config);
+	else if (strcmp(key, "stdio") == 0)
+		config->stdio = parse_stdio(value);
 	else if (strcmp(key, "init") == 0)
 		config->is_init = parse_flag(key, value);
 	else if (strcmp(key, "reboot") == 0)

@@ -1,49 +1,38 @@
-/* Runs what the image is for: its command as a child on the console, or its init in our own place. */
+/* What the image is for: its command as session 0, or its init in our own place. */
 #define _GNU_SOURCE
-#include "guest.h"
+#include "agent.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
+#include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
-#include <termios.h>
 #include <unistd.h>
 
-#define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-/* Docker's defaults; what the image or the user sets wins. */
-static void complete_environment(const struct config *config, const char *home)
-{
-	environ = config->environment;
-	setenv("PATH", DEFAULT_PATH, 0);
-	setenv("HOSTNAME", config->hostname, 0);
-	setenv("TERM", "xterm", 0);
-	setenv("HOME", home, 0);
-}
+/* How long the machine stays for a client that is to have the main command's output and status. */
+#define FIRST_CLIENT_MS 30000
+#define LAST_CLIENT_MS 10000
 
 /* /dev/console cannot be reopened by name as somebody's terminal (tty(1), ssh, screen), its driver's node can. */
-static int open_console(void)
+static int open_console(int flags)
 {
 	char names[256], path[300];
 
 	if (read_file("/sys/class/tty/console/active", names, sizeof names) > 0) {
 		char *name = trim(names), *last = strrchr(name, ' ');
 		snprintf(path, sizeof path, "/dev/%s", last ? last + 1 : name);
-		int fd = open(path, O_RDWR | O_NOCTTY);
+		int fd = open(path, flags | O_NOCTTY | O_CLOEXEC);
 		if (fd >= 0)
 			return fd;
 	}
-	return open("/dev/console", O_RDWR | O_NOCTTY);
+	return open("/dev/console", flags | O_NOCTTY | O_CLOEXEC);
 }
 
 static void take_terminal(const struct account *account)
 {
-	int fd = open_console();
+	int fd = open_console(O_RDWR);
 
 	setsid();
 	if (fd < 0)
@@ -54,91 +43,79 @@ static void take_terminal(const struct account *account)
 	fchmod(fd, 0620);
 	for (int target = 0; target < 3; target++)
 		dup2(fd, target);
-	if (fd > 2)
-		close(fd);
 }
 
-static void enter_directory(const char *cwd)
+static void start_on_console(struct session *session, const struct launch *launch)
 {
-	char *path = strdup(cwd && *cwd ? cwd : "/");
-
-	if (path)
-		make_directories(path, 0755);
-	if (!path || chdir(path) < 0) {
-		complain("cannot enter the working directory %s: %s", cwd, strerror(errno));
-		_exit(126);
-	}
-}
-
-static void become(const struct account *account)
-{
-	if (setgroups(account->group_count, account->groups) < 0 || setgid(account->gid) < 0 || setuid(account->uid) < 0) {
-		complain("cannot become user %u: %s", account->uid, strerror(errno));
-		_exit(126);
-	}
-}
-
-/* No command at all: a login shell, so that the machine can at least be looked at. */
-static void choose_shell(struct config *config)
-{
-	static char *bash[] = {"-bash", NULL}, *sh[] = {"-sh", NULL};
-
-	config->user = NULL;
-	if (access("/bin/bash", X_OK) == 0) {
-		config->arguments = bash;
-		execv("/bin/bash", bash);
-	}
-	config->arguments = sh;
-	execv("/bin/sh", sh);
-}
-
-static _Noreturn void run_command(struct config *config, const struct account *account, const sigset_t *mask)
-{
-	const struct rlimit files = {.rlim_cur = 1024, .rlim_max = 524288};
-
-	take_terminal(account);
-	setrlimit(RLIMIT_NOFILE, &files);
-	enter_directory(config->cwd);
-	become(account);
-	complete_environment(config, account->home);
-	sigprocmask(SIG_SETMASK, mask, NULL);
-	if (config->argument_count)
-		execvp(config->arguments[0], config->arguments);
-	else
-		choose_shell(config);
-	int error = errno;
-	complain("cannot run %s: %s", config->arguments[0], strerror(error));
-	_exit(error == ENOENT ? 127 : 126); /* the shell's convention, and Docker's */
-}
-
-pid_t start_command(struct config *config, const sigset_t *inherited_mask)
-{
-	static struct account account;
-
-	find_account(config->argument_count ? config->user : "0", &account);
-	pid_t pid = fork();
-	if (pid < 0)
+	session->pid = fork();
+	if (session->pid < 0)
 		fail("cannot fork: %s", strerror(errno));
-	if (pid == 0)
-		run_command(config, &account, inherited_mask);
-	return pid;
+	if (session->pid == 0) {
+		take_terminal(&launch->account);
+		run_program(launch, -1);
+	}
+}
+
+/* Its lanes are for clients, and the console gets a copy, as far as it takes one without waiting. */
+static void start_on_lanes(struct session *session, const struct launch *launch)
+{
+	struct spawned spawned;
+
+	if (!spawn(launch, &spawned))
+		fail("cannot start %s: %s", launch->arguments[0], strerror(errno));
+	session->awaits_client = true;
+	session->echo_fd = open_console(O_WRONLY | O_NONBLOCK);
+	start_session(session, &spawned, launch->terminal, true);
+}
+
+void start_main_command(struct config *config)
+{
+	static struct launch launch;
+	struct session *session = new_main_session(config->arguments);
+	char why[600];
+
+	launch = (struct launch){.arguments = config->arguments, .environment = config->environment, .cwd = config->cwd,
+				 .make_cwd = true, .terminal = config->stdio == ON_TERMINAL, .rows = 24, .columns = 80};
+	if (!find_account(config->argument_count ? config->user : "0", &launch.account, why, sizeof why))
+		fail("%s", why);
+	if (config->stdio == ON_CONSOLE)
+		start_on_console(session, &launch);
+	else
+		start_on_lanes(session, &launch);
+}
+
+/* Ended, and whoever wants to know how knows, or has had time enough. Otherwise `*look_again_ms` says when to ask. */
+bool main_command_is_over(int64_t *look_again_ms)
+{
+	static int64_t ended_ms;
+	struct session *session = &sessions[0];
+	bool wanted = session->awaits_client || count_clients(session);
+
+	if (!session->ended)
+		return false;
+	if (!ended_ms)
+		ended_ms = now_ms();
+	for (size_t i = 0; i < MAX_CONNECTIONS; i++)
+		wanted = wanted || connections[i].farewell;
+	*look_again_ms = ended_ms + (session->awaits_client ? FIRST_CLIENT_MS : LAST_CLIENT_MS);
+	return !wanted || now_ms() >= *look_again_ms;
+}
+
+/* The agent goes on beside an init that has its own ideas: a child of PID 1 that no service of it knows. */
+static void leave_agent_behind(void)
+{
+	if (fork() == 0) {
+		setsid();
+		run_agent();
+	}
 }
 
 _Noreturn void become_init(struct config *config)
 {
-	complete_environment(config, "/root");
+	const struct launch launch = {.environment = config->environment, .account.home = "/root"};
+
+	leave_agent_behind();
+	set_environment(&launch);
 	execvp(config->arguments[0], config->arguments);
 	fail("cannot run the image's init %s: %s", config->arguments[0], strerror(errno));
-}
-
-/* Interactive shells ignore SIGTERM; whoever wants them to leave hangs up instead. proc(5): SigIgn, a hex mask. */
-bool ignores_signal(pid_t pid, int signal)
-{
-	char path[64], status[4096];
-
-	snprintf(path, sizeof path, "/proc/%d/status", pid);
-	if (read_file(path, status, sizeof status) <= 0)
-		return false;
-	char *mask = strstr(status, "\nSigIgn:");
-	return mask && (strtoull(mask + strlen("\nSigIgn:"), NULL, 16) >> (signal - 1) & 1);
 }

@@ -34,6 +34,7 @@ struct config {
 	size_t data_count;
 	int stop_signal; /* 0: not given */
 	bool is_init;    /* the command is an init: it becomes PID 1 */
+	enum stdio { ON_CONSOLE, ON_PIPES, ON_TERMINAL } stdio;
 	bool reboots;    /* the VMM ends on a reboot, not on a power-off */
 };
 
@@ -67,10 +68,8 @@ void parse_data(char *text, struct config *config);
 void mount_data(const struct config *config);
 void seal_data(const struct config *config);
 
-/* command.c: the image's command as a child, or in our place. */
-pid_t start_command(struct config *config, const sigset_t *inherited_mask);
+/* command.c: the image's init in our place. */
 _Noreturn void become_init(struct config *config);
-bool ignores_signal(pid_t pid, int signal);
 
 /* account.c: `user` as OCI writes it, resolved in the image's /etc/passwd and /etc/group. */
 #define MAX_GROUPS 128
@@ -81,19 +80,7 @@ struct account {
 	size_t group_count;
 	char home[4096];
 };
-void find_account(const char *user, struct account *account);
-
-/* control.c: the channel to the host. `open_channel` gives -1 when this machine has none. */
-enum request { REQUEST_NONE, REQUEST_SHUTDOWN };
-struct channel {
-	int fd;
-	size_t used, unsent;
-	bool overlong;
-	char line[512], answers[4096];
-};
-int open_channel(struct channel *channel);
-enum request serve_channel(struct channel *channel, long *grace_s);
-void send_line(struct channel *channel, const char *format, ...) __attribute__((format(printf, 2, 3)));
+bool find_account(const char *user, struct account *account, char *why, size_t size);
 
 /* supervise.c: from the start of the command to the end of the machine. */
 _Noreturn void supervise(struct config *config);

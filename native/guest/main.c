@@ -6,7 +6,7 @@
  * Whatever goes wrong before the command runs ends the machine with one line on the console: a VM that hangs without
  * a word is the worst outcome. There is nobody to free memory for, so nothing is freed. */
 #define _GNU_SOURCE
-#include "guest.h"
+#include "agent.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -99,14 +99,25 @@ static char *kernel_parameter(char *cmdline, const char *name)
 	return NULL;
 }
 
-int main(void)
+/* `cocoon-agent`, or `cocoon-init --agent`: the same program as a service. */
+static bool is_agent(int count, char **words)
+{
+	const char *name = count ? strrchr(words[0], '/') : NULL;
+
+	name = name ? name + 1 : count ? words[0] : "";
+	return strcmp(name, "cocoon-agent") == 0 || (count > 1 && strcmp(words[1], "--agent") == 0);
+}
+
+int main(int count, char **words)
 {
 	static struct config config;
 	static char cmdline[8192];
 	char device[64];
 
+	if (getpid() != 1 && is_agent(count, words))
+		run_agent();
 	if (getpid() != 1) {
-		dprintf(2, "cocoon-init is the first program of a virtual machine and does nothing elsewhere\n");
+		dprintf(2, "cocoon-init is the first program of a virtual machine; elsewhere it serves as --agent only\n");
 		return 1;
 	}
 	umask(022);

@@ -5,13 +5,15 @@
  *                                            v
  *                  report its status, kill the rest, sync, make the disks read-only, power off */
 #define _GNU_SOURCE
-#include "guest.h"
+#include "agent.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mount.h>
@@ -33,34 +35,67 @@ struct input_event { /* linux/input.h, which musl's headers do not have */
 	int32_t value;
 };
 
-struct machine {
+static struct {
 	struct config *config;
-	struct channel channel;
-	int epoll_fd, signal_fd;
-	pid_t command;
 	int64_t kill_at_ms; /* 0: nobody asked us to stop */
-	bool ended;
-	int status;
-};
+	struct watch signals, buttons[MAX_BUTTONS];
+} machine;
 
-static int64_t now_ms(void)
+/* Interactive shells ignore SIGTERM; whoever wants them to leave hangs up instead. proc(5): SigIgn, a hex mask. */
+static bool ignores_signal(pid_t pid, int signal)
 {
-	struct timespec now;
+	char path[64], status[4096];
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+	snprintf(path, sizeof path, "/proc/%d/status", pid);
+	if (read_file(path, status, sizeof status) <= 0)
+		return false;
+	char *mask = strstr(status, "\nSigIgn:");
+	return mask && (strtoull(mask + strlen("\nSigIgn:"), NULL, 16) >> (signal - 1) & 1);
 }
 
-static void watch(struct machine *machine, int fd, uint32_t events)
+static bool begin_shutdown(long grace_s)
 {
-	struct epoll_event event = {.events = events, .data.fd = fd};
+	int signal = machine.config->stop_signal ? machine.config->stop_signal : SIGTERM;
+	int64_t kill_at_ms = now_ms() + grace_s * 1000;
 
-	if (fd >= 0 && epoll_ctl(machine->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0)
-		complain("cannot watch descriptor %d: %s", fd, strerror(errno));
+	if (machine.kill_at_ms) { /* asked again: a shorter grace counts */
+		machine.kill_at_ms = sooner(machine.kill_at_ms, kill_at_ms);
+		return true;
+	}
+	machine.kill_at_ms = kill_at_ms;
+	if (!machine.config->stop_signal && ignores_signal(sessions[0].pid, signal))
+		signal = SIGHUP;
+	signal_session(&sessions[0], signal);
+	signal_session(&sessions[0], SIGCONT);
+	return true;
+}
+
+static void serve_signals(struct watch *watch, uint32_t events)
+{
+	struct signalfd_siginfo info;
+
+	(void)events;
+	while (read(watch->fd, &info, sizeof info) == sizeof info)
+		if (info.ssi_signo != SIGCHLD)
+			begin_shutdown(DEFAULT_GRACE_S);
+	reap_children();
 }
 
 /* The ACPI power button arrives as a key of an input device. */
-static void watch_buttons(struct machine *machine)
+static void serve_button(struct watch *watch, uint32_t events)
+{
+	struct input_event event;
+	ssize_t count;
+
+	(void)events;
+	while ((count = read(watch->fd, &event, sizeof event)) == sizeof event)
+		if (event.type == EV_KEY && event.code == KEY_POWER && event.value == 1)
+			begin_shutdown(DEFAULT_GRACE_S);
+	if (count <= 0 && errno != EAGAIN) /* the device went away */
+		close_watch(watch);
+}
+
+static void watch_buttons(void)
 {
 	DIR *directory = opendir("/dev/input");
 	struct dirent *entry;
@@ -68,137 +103,69 @@ static void watch_buttons(struct machine *machine)
 
 	while (directory && count < MAX_BUTTONS && (entry = readdir(directory)))
 		if (strncmp(entry->d_name, "event", 5) == 0) {
-			watch(machine, openat(dirfd(directory), entry->d_name, O_RDONLY | O_NONBLOCK | O_CLOEXEC), EPOLLIN);
-			count++;
+			int fd = openat(dirfd(directory), entry->d_name, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+			if (!add_watch(&machine.buttons[count++], fd, EPOLLIN, serve_button) && fd >= 0)
+				close(fd);
 		}
 	if (directory)
 		closedir(directory);
 }
 
-static void begin_shutdown(struct machine *machine, long grace_s)
-{
-	int signal = machine->config->stop_signal ? machine->config->stop_signal : SIGTERM;
-	int64_t kill_at_ms = now_ms() + grace_s * 1000;
-
-	if (machine->kill_at_ms) { /* asked again: a shorter grace counts */
-		if (kill_at_ms < machine->kill_at_ms)
-			machine->kill_at_ms = kill_at_ms;
-		return;
-	}
-	machine->kill_at_ms = kill_at_ms;
-	if (!machine->config->stop_signal && ignores_signal(machine->command, signal))
-		signal = SIGHUP;
-	kill(-machine->command, signal);
-	kill(-machine->command, SIGCONT);
-}
-
-static void reap(struct machine *machine)
-{
-	int status;
-	pid_t pid;
-
-	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
-		if (pid == machine->command) {
-			machine->ended = true;
-			machine->status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-		}
-}
-
-static void serve_signals(struct machine *machine)
-{
-	struct signalfd_siginfo info;
-
-	while (read(machine->signal_fd, &info, sizeof info) == sizeof info)
-		if (info.ssi_signo == SIGCHLD)
-			reap(machine);
-		else
-			begin_shutdown(machine, DEFAULT_GRACE_S);
-}
-
-static void serve_button(struct machine *machine, int fd)
-{
-	struct input_event event;
-	ssize_t count;
-
-	while ((count = read(fd, &event, sizeof event)) == sizeof event)
-		if (event.type == EV_KEY && event.code == KEY_POWER && event.value == 1)
-			begin_shutdown(machine, DEFAULT_GRACE_S);
-	if (count <= 0 && errno != EAGAIN) /* the device went away */
-		close(fd);
-}
-
-static void serve(struct machine *machine, int fd)
-{
-	long grace_s;
-
-	if (fd == machine->signal_fd)
-		serve_signals(machine);
-	else if (fd != machine->channel.fd)
-		serve_button(machine, fd);
-	else if (serve_channel(&machine->channel, &grace_s) == REQUEST_SHUTDOWN)
-		begin_shutdown(machine, grace_s);
-}
-
-/* Sleeps until something happens or the grace is over. */
-static void wait_once(struct machine *machine)
-{
-	struct epoll_event event;
-	int64_t left_ms = -1;
-
-	if (machine->kill_at_ms) {
-		left_ms = machine->kill_at_ms - now_ms();
-		if (left_ms <= 0) {
-			kill(-1, SIGKILL);
-			left_ms = 1000;
-		}
-	}
-	if (epoll_wait(machine->epoll_fd, &event, 1, (int)left_ms) == 1)
-		serve(machine, event.data.fd);
-}
-
-static _Noreturn void end(struct machine *machine)
-{
-	const struct timespec step = {.tv_nsec = 5000000};
-
-	send_line(&machine->channel, "exit %d", machine->status);
-	kill(-1, SIGKILL);
-	for (int waited = 0; waited < REAP_MS && waitpid(-1, NULL, WNOHANG) >= 0; waited += 5)
-		nanosleep(&step, NULL);
-	sync();
-	seal_data(machine->config);
-	seal_root();
-	power_off();
-}
-
 /* What means "stop": the kernel's Ctrl-Alt-Del, and what poweroff(8), halt and reboot of busybox and others send. */
-static void block_signals(struct machine *machine, sigset_t *inherited)
+static void watch_signals(void)
 {
 	const int wanted[] = {SIGCHLD, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGPWR, SIGRTMIN + 4};
-	sigset_t set;
+	sigset_t set, inherited;
 
 	sigemptyset(&set);
 	for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
 		sigaddset(&set, wanted[i]);
-	sigprocmask(SIG_BLOCK, &set, inherited);
-	machine->signal_fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+	sigprocmask(SIG_BLOCK, &set, &inherited);
+	set_inherited_signals(&inherited);
+	signal(SIGPIPE, SIG_IGN);
+	if (!add_watch(&machine.signals, signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC), EPOLLIN, serve_signals))
+		fail("cannot watch for signals: %s", strerror(errno));
+}
+
+/* When the grace is over, everything is killed; the end of the main command then ends the machine. */
+static int64_t press(void)
+{
+	if (!machine.kill_at_ms)
+		return 0;
+	if (now_ms() < machine.kill_at_ms)
+		return machine.kill_at_ms;
+	kill(-1, SIGKILL);
+	return now_ms() + 1000;
+}
+
+static _Noreturn void end(void)
+{
+	const struct timespec step = {.tv_nsec = 5000000};
+
+	kill(-1, SIGKILL);
+	for (int waited = 0; waited < REAP_MS && waitpid(-1, NULL, WNOHANG) >= 0; waited += 5)
+		nanosleep(&step, NULL);
+	sync();
+	seal_data(machine.config);
+	seal_root();
+	power_off();
 }
 
 _Noreturn void supervise(struct config *config)
 {
-	static struct machine machine;
-	sigset_t inherited;
+	int64_t until_ms = 0;
 
 	machine.config = config;
-	block_signals(&machine, &inherited);
-	machine.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (machine.signal_fd < 0 || machine.epoll_fd < 0)
-		fail("cannot watch for events: %s", strerror(errno));
-	watch(&machine, machine.signal_fd, EPOLLIN);
-	/* Edge-triggered: a port without a listener hangs up all the time, and would keep us busy. */
-	watch(&machine, open_channel(&machine.channel), EPOLLIN | EPOLLOUT | EPOLLET);
-	watch_buttons(&machine);
-	machine.command = start_command(config, &inherited);
-	while (!machine.ended)
-		wait_once(&machine);
-	end(&machine);
+	host_program.config = config;
+	host_program.shut_down = begin_shutdown;
+	open_loop();
+	watch_signals();
+	open_ports();
+	watch_buttons();
+	start_main_command(config);
+	while (!main_command_is_over(&until_ms)) {
+		spin_agent(sooner(until_ms, press()));
+		until_ms = 0;
+	}
+	end();
 }

@@ -8,7 +8,7 @@ root_dir/  state.db state.lock store-id     the store
                                             exit.json
            work/<operation id>/             whatever is not finished yet
            operations/<id>.lock             held while the owner of an operation lives
-run_dir/   vms/<id>/                        vm.lock alive.lock console.sock shim.sock
+run_dir/   vms/<id>/                        vm.lock alive.lock console.sock shim.sock channel-N.lock
 log_dir/   vms/<id>/                        console.log console.log.1 vmm.log vmm.log.1
 """
 
@@ -69,6 +69,10 @@ class VMPaths(Value):
     @property
     def shim_socket(self) -> str:
         return f"{self.run_dir}/shim.sock"
+
+    def channel_lock(self, port: int) -> str:
+        """The lock of whoever talks to the guest over this port of the control channel."""
+        return f"{self.run_dir}/channel-{port}.lock"
 
     @property
     def console_log(self) -> str:

@@ -17,9 +17,9 @@ from cocoon.host import capsule, netns, process, tap
 from cocoon.host.facts import gather_facts
 from cocoon.host.json_lines import QMPClient
 from cocoon.host.locks import try_lock
-from cocoon.hypervisors.capsule_names import CONTROL_SOCKET
 from cocoon.hypervisors.qemu.backend import BACKEND
 from cocoon.hypervisors.qemu.launch import QMP_SOCKET, RESCUE_SOCKET
+from cocoon.model.capsule import CHANNEL_PORTS
 from cocoon.model.vm import DirectBoot, Disk, DiskRole, VMProcesses
 from cocoon.paths import Paths, VMPaths
 from cocoon.plan.launch import LaunchVMM
@@ -136,7 +136,8 @@ def test_what_the_vmm_holds(running: VMProcesses) -> None:
     assert sorted(os.listdir(f"{root}/root/dev/net")) == ["tun"]
     assert not os.path.exists(f"{root}/root/etc/passwd")
     assert not os.path.exists(f"{root}/root/usr/bin/sh")
-    sockets = {name.rsplit("/", 1)[1] for name in (QMP_SOCKET, RESCUE_SOCKET, CONTROL_SOCKET)}
+    sockets = {name.rsplit("/", 1)[1] for name in (QMP_SOCKET, RESCUE_SOCKET)}
+    sockets |= {f"channel-{port}.sock" for port in range(CHANNEL_PORTS)}
     assert set(os.listdir(f"{root}/root/vm/run")) == sockets
 
 

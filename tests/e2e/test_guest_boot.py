@@ -11,33 +11,10 @@ from pathlib import Path
 import pytest
 
 import guest_vm
-from cocoon.errors import APIFailed, Timeout
+from cocoon.errors import Timeout
 from cocoon.guest.bootconfig import GuestData
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="session")
-def boot(tmp_path_factory, kernel_deb: Path) -> Path:
-    directory = tmp_path_factory.mktemp("boot")
-    guest_vm.build_boot_files(kernel_deb, directory)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def layers(tmp_path_factory) -> list[Path]:
-    """A busybox root, and above it a layer that adds, changes and hides."""
-    directory = tmp_path_factory.mktemp("layers")
-    lower, upper = directory / "lower", directory / "upper"
-    guest_vm.make_root(lower)
-    (lower / "data" / "hidden").write_text("hidden\n")
-    (lower / "data" / "changed").write_text("old\n")
-    (lower / "data" / "kept").write_text("kept\n")
-    (upper / "data").mkdir(parents=True)
-    os.mknod(upper / "data" / "hidden", 0o020000, os.makedev(0, 0))
-    (upper / "data" / "changed").write_text("new\n")
-    (lower / "etc" / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
-    return [guest_vm.make_layer(lower, directory / "0.erofs"), guest_vm.make_layer(upper, directory / "1.erofs")]
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +104,7 @@ def test_a_machine_changes_its_kernel_and_keeps_its_disk(vm, other_boot):
     vm.start(vm.config("sh", "-c", "echo READY; sleep 1000"))
     vm.wait_for("READY")
     channel = vm.channel()
-    assert channel.ask("shutdown 0", timeout_s=10) == "ok"
+    channel.request("shutdown", ("grace", "0"))
     channel.close()
     vm.wait_end()
 
@@ -152,38 +129,12 @@ def test_orphans_are_reaped_and_the_machine_ends_with_the_command(vm):
     assert time.monotonic() - started < guest_vm.BOOT_TIMEOUT_S
 
 
-def test_control_channel(vm):
-    vm.start(vm.config("sh", "-c", "trap 'echo got TERM; exit 7' TERM; echo READY; while :; do sleep 0.1; done"))
-    vm.wait_for("READY")
-    channel = vm.channel()
-    assert channel.ask("ping some words", timeout_s=10) == "pong some words"
-    with pytest.raises(APIFailed, match="unknown"):
-        channel.ask("dance", timeout_s=10)
-    channel.close()
-    # A half line of a client that went away harms nobody, nor does one that never reads or sends far too much.
-    for junk in (b"shutd", b"ping " * 300, b"x" * 100_000 + b"\n", b"\0\n\r\n", b"ping a\n" * 2000):
-        with vm.connect() as connection:
-            connection.sendall(junk)
-    channel = vm.channel()
-    assert channel.ask("ping", timeout_s=10) == "pong"
-    channel.close()
-    connection = vm.connect()
-    connection.settimeout(30)
-    connection.sendall(b"\0shutdown 20\n")
-    received = b""
-    while chunk := connection.recv(4096):
-        received += chunk
-    connection.close()
-    assert received.endswith(b"ok\nexit 7\n"), received
-    assert "got TERM" in vm.wait_end()
-
-
 def test_a_command_that_will_not_stop_is_killed_after_its_grace(vm):
     vm.start(vm.config("sh", "-c", "trap 'echo no' INT; echo READY; while :; do sleep 0.2; done", stop_signal="SIGINT"))
     vm.wait_for("READY")
     channel = vm.channel()
     asked = time.monotonic()
-    assert channel.ask("shutdown 2", timeout_s=10) == "ok"
+    channel.request("shutdown", ("grace", "2"))
     assert "no" in vm.wait_end(timeout=40)
     assert time.monotonic() - asked >= 2
     channel.close()
@@ -210,7 +161,7 @@ def test_a_shell_without_a_command(vm):
     assert "job control turned off" not in text and "can't access tty" not in text
     channel = vm.channel()
     asked = time.monotonic()
-    assert channel.ask("shutdown 60", timeout_s=10) == "ok"
+    channel.request("shutdown", ("grace", "60"))
     vm.wait_end(timeout=40)  # an interactive shell ignores SIGTERM: it is hung up on instead of waited for
     assert time.monotonic() - asked < 30
     channel.close()
@@ -310,7 +261,7 @@ def test_user_space_within_four_seconds_under_emulation(vm):
 def test_a_guest_that_does_not_listen_yet_is_noticed(vm):
     vm.start(vm.config("true"))
     deadline = time.monotonic() + 5
-    while not (vm.directory / "control").exists() and time.monotonic() < deadline:
+    while not (vm.directory / "channel-0").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     with pytest.raises(Timeout):
         vm.channel(timeout_s=0.2)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import socket
 import subprocess
 from pathlib import Path
 
@@ -11,21 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agent_scene import build_driver
 from cocoon.guest.bootconfig import BootConfig, GuestData, GuestNIC, render_boot_config
-from fixtures import CACHE, PROJECT
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="session")
 def driver() -> str:
-    output = CACHE / "asan"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "cocoon-init.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        command = ["make", "-s", "-C", str(PROJECT / "native" / "guest"), "asan", "CC=cc", f"OUT={output}"]
-        subprocess.run(command, check=True)
-    return str(output / "cocoon-init-driver")
+    return build_driver()
 
 
 def run(*command: str) -> subprocess.CompletedProcess[bytes]:
@@ -143,58 +135,6 @@ def test_any_bytes(driver, tmp_path, noise, at, framed):
     path = tmp_path / "config"
     path.write_bytes(whole(noise + b"\0") if framed else whole(GOOD)[:at] + noise + whole(GOOD)[at:])
     run(driver, "config", str(path))
-
-
-def talk(driver: str, sent: bytes) -> tuple[bytes, bytes]:
-    """What the channel answers to `sent`, and what the driver says."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        process = subprocess.Popen([driver, "channel"], stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        theirs.close()
-        ours.settimeout(30)
-        ours.sendall(sent)
-        ours.shutdown(socket.SHUT_WR)
-        said, complaint = process.communicate(timeout=60)
-        assert process.returncode == 0 and not complaint, complaint.decode(errors="replace")
-        answers = b""
-        try:
-            while chunk := ours.recv(65536):
-                answers += chunk
-        except ConnectionResetError:
-            pass
-        return answers, said
-
-
-@pytest.mark.parametrize(
-    ("sent", "answers", "said"),
-    [
-        (b"ping hello world\n", b"pong hello world\n", b""),
-        (b"ping\n", b"pong\n", b""),
-        (b"\n\n\n", b"", b""),
-        (b"pingx\n", b"error unknown\n", b""),
-        (b"half a line\0ping 1\n", b"pong 1\n", b""),
-        (b"x" * 511 + b"\n", b"error unknown\n", b""),
-        (b"x" * 512 + b"\nping 1\n", b"error too long\npong 1\n", b""),
-        (b"x" * 9999 + b"\0ping 1\n", b"pong 1\n", b""),
-        (b"ping " + b"y" * 506 + b"\n", b"pong " + b"y" * 506 + b"\n", b""),
-        (b"shutdown\nping 1\n", b"ok\n", b"shutdown 10\n"),
-        (b"shutdown 0\n", b"ok\n", b"shutdown 0\n"),
-        (b"shutdown 3600\n", b"ok\n", b"shutdown 3600\n"),
-        (b"shutdown 3601\n", b"error unknown\n", b""),
-        (b"shutdown -1\n", b"error unknown\n", b""),
-        (b"shutdown 1 2\n", b"error unknown\n", b""),
-        (b"shutdown", b"", b""),
-    ],
-)
-def test_channel(driver, sent, answers, said):
-    assert talk(driver, sent) == (answers, said)
-
-
-@few
-@given(st.lists(st.one_of(st.binary(max_size=700), st.sampled_from([b"\n", b"\0", b"ping ", b"x" * 600])), max_size=20))
-def test_channel_with_any_bytes(driver, pieces):
-    answers, _ = talk(driver, b"".join(pieces))
-    assert all(line.startswith((b"pong", b"error ", b"ok")) for line in answers.split(b"\n")[:-1])
 
 
 PASSWD = (

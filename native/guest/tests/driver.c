@@ -1,18 +1,22 @@
 /* Runs the parts of cocoon-init that read what others wrote, outside a virtual machine, for the tests and under ASan:
  *
  *   driver config FILE         what the boot configuration says, one `key value` a line; 1 and a message when it is bad
- *   driver channel             serves the control channel on stdin, a socket, and says on stdout if it was `shutdown`
+ *   driver serve SOCKET        the agent, on a Unix socket; `shutdown` is said on stdout
  *   driver account ROOT USER   the account of USER in the image whose root is ROOT (needs root: it uses chroot)
  *
  * main.c is not linked: failing here must not power anything off. */
 #define _GNU_SOURCE
-#include "../guest.h"
+#include "../agent.h"
 
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 /* cocoon-init frees nothing, on purpose; and the leak checker needs a /proc that `account` leaves behind. */
@@ -71,24 +75,56 @@ static int show_config(const char *path)
 	return 0;
 }
 
-static int serve(void)
+static bool shut_down(long grace_s)
 {
-	static struct channel channel;
-	long grace_s;
+	printf("shutdown %ld\n", grace_s);
+	fflush(stdout);
+	return true;
+}
 
-	channel.fd = 0;
-	if (serve_channel(&channel, &grace_s) == REQUEST_SHUTDOWN)
-		printf("shutdown %ld\n", grace_s);
-	return 0;
+static void take_signals(struct watch *watch, uint32_t events)
+{
+	struct signalfd_siginfo info;
+
+	(void)events;
+	while (read(watch->fd, &info, sizeof info) == sizeof info)
+		;
+	reap_children();
+}
+
+static int serve(const char *path)
+{
+	static struct watch signals;
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	sigset_t set, inherited;
+
+	snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+	if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
+		fail("cannot bind %s", path);
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &set, &inherited);
+	set_inherited_signals(&inherited);
+	signal(SIGPIPE, SIG_IGN);
+	host_program.shut_down = shut_down;
+	open_loop();
+	add_watch(&signals, signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC), EPOLLIN, take_signals);
+	listen_at(fd);
+	listen(fd, 64);
+	for (;;)
+		spin_agent(0);
 }
 
 static int show_account(const char *root, const char *user)
 {
 	static struct account account;
+	char why[600];
 
 	if (chroot(root) < 0 || chdir("/") < 0)
 		fail("cannot enter %s", root);
-	find_account(user, &account);
+	if (!find_account(user, &account, why, sizeof why))
+		fail("%s", why);
 	printf("%u %u %s", account.uid, account.gid, account.home);
 	for (size_t i = 0; i < account.group_count; i++)
 		printf(" %u", account.groups[i]);
@@ -100,8 +136,8 @@ int main(int count, char **words)
 {
 	if (count == 3 && strcmp(words[1], "config") == 0)
 		return show_config(words[2]);
-	if (count == 2 && strcmp(words[1], "channel") == 0)
-		return serve();
+	if (count == 3 && strcmp(words[1], "serve") == 0)
+		return serve(words[2]);
 	if (count == 4 && strcmp(words[1], "account") == 0)
 		return show_account(words[2], words[3]);
 	return 2;

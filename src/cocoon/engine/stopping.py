@@ -42,7 +42,7 @@ class AskGuest(Step):
 
         if self.channel:
             try:
-                ask_shutdown(self.processes, self.uid, timeout_s=ASK_TIMEOUT_S)
+                ask_shutdown(world.paths.vm(self.vm_id), self.processes, self.uid, timeout_s=ASK_TIMEOUT_S)
                 return None
             except CocoonError as error:
                 world.report(f"{error.message}; trying the power button")

@@ -24,6 +24,7 @@ MAX_LAYERS = 256
 MAX_NICS = 32
 MAX_DNS = 8
 MAX_DATA = 64
+STDIOS = ("console", "pipes", "terminal")
 MAX_USER_BYTES = 511
 # The kernel's MAX_ARG_STRLEN: a longer argument or variable cannot be passed to any program.
 MAX_STRING_BYTES = 128 * 1024 - 1
@@ -62,6 +63,8 @@ class BootConfig(Value):
     guest's program, () for a root shell on the console; `user` is `name|uid[:group|gid]` or "" for root.
     `stop_signal` is a name or number, "" for SIGTERM. `data` is mounted in this order. `reboots`: the VMM ends when
     the guest reboots, not when it powers off (machines without ACPI).
+    `stdio`: the program's terminal is the `console`, or it has `pipes` or a `terminal` of its own as lanes of session 0
+    of the control channel (docs/protocol.md, section 6).
     """
 
     layers: tuple[str, ...]
@@ -76,6 +79,7 @@ class BootConfig(Value):
     dns: tuple[str, ...] = ()
     data: tuple[GuestData, ...] = ()
     reboots: bool = False
+    stdio: str = "console"
 
 
 def is_init(arguments: tuple[str, ...]) -> bool:
@@ -128,6 +132,8 @@ def render_boot_config(config: BootConfig) -> bytes:
         records.append(("init", "yes"))
     if config.reboots:
         records.append(("reboot", "yes"))
+    if config.stdio != STDIOS[0]:
+        records.append(("stdio", config.stdio))
     return _frame(b"".join(_render_record(key, value) for key, value in records))
 
 
@@ -143,6 +149,8 @@ def _check_counts(config: BootConfig) -> None:
             raise InvalidSpec(f"{count} {what} are more than the {limit} that a guest takes")
     if not config.layers:
         raise InvalidSpec("the image has no layers")
+    if config.stdio not in STDIOS:
+        raise InvalidSpec(f"stdio {printable(config.stdio)} is none of {', '.join(STDIOS)}")
 
 
 def _render_nic(nic: GuestNIC) -> str:

@@ -11,7 +11,6 @@ KERNEL = "/vm/kernel"
 INITRD = "/vm/initrd"
 FIRMWARE = "/vm/firmware"
 RUN_DIR = "/vm/run"
-CONTROL_SOCKET = "/vm/run/control.sock"
 
 CGROUP_NAME = "cocoon"  # The group below each hierarchy that holds one group per VM.
 

@@ -9,6 +9,19 @@ from __future__ import annotations
 
 from cocoon.value import Value
 
+# Ports of the control channel: number 0 for short requests, the others for a session each (docs/protocol.md).
+CHANNEL_PORTS = 16
+
+
+def channel_socket(port: int) -> str:
+    """The socket of a port of the control channel, inside."""
+    return f"/vm/run/channel-{port}.sock"
+
+
+def channel_name(port: int) -> str:
+    """The name under which the guest finds that port."""
+    return f"cocoon.{port}"
+
 
 class Bind(Value):
     """A file or directory of the host that appears at `inner`; read-only unless `writable`."""

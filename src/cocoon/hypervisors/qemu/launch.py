@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from cocoon.errors import Unsupported
 from cocoon.hypervisors.capsule_names import (
-    CONTROL_SOCKET,
     INITRD,
     KERNEL,
     KILL_AFTER_S,
@@ -34,7 +33,7 @@ from cocoon.hypervisors.capsule_names import (
     cgroup_dirs,
     disk_name,
 )
-from cocoon.model.capsule import Bind, CapsuleSpec, Device
+from cocoon.model.capsule import CHANNEL_PORTS, Bind, CapsuleSpec, Device, channel_name, channel_socket
 from cocoon.model.host import BinaryFacts, HostFacts
 from cocoon.model.vm import NIC, DirectBoot, Disk, VMRecord
 from cocoon.paths import VMPaths
@@ -43,7 +42,6 @@ from cocoon.value import Value
 
 QMP_SOCKET = f"{RUN_DIR}/qmp.sock"
 RESCUE_SOCKET = f"{RUN_DIR}/rescue.sock"
-CONTROL_PORT = "cocoon.control"
 
 RNG_SLOT, BALLOON_SLOT, CONTROL_SLOT, FIRST_NIC_SLOT, FIRST_DISK_SLOT = 0x02, 0x03, 0x04, 0x05, 0x0D
 MAX_NICS = FIRST_DISK_SLOT - FIRST_NIC_SLOT
@@ -145,7 +143,8 @@ def render_arguments(vm: VMRecord, facts: HostFacts) -> tuple[str, ...]:
         *_process(vm, binary),
         *_machine(vm, facts),
         *_boot(vm),
-        *_channels(),
+        *_monitors(),
+        *_control_channel(),
         *_small_devices(vm, find_machine(facts.arch)),
         *(argument for nic in vm.nics for argument in _nic(nic)),
         *(argument for index, disk in enumerate(vm.disks) for argument in _disk(vm, index, disk)),
@@ -208,8 +207,8 @@ def _boot(vm: VMRecord) -> tuple[str, ...]:
     return ("-boot", "strict=on", "-kernel", KERNEL, *initrd, "-append", vm.kernel_cmdline)
 
 
-def _channels() -> tuple[str, ...]:
-    """Console on the capsule's terminal, two monitors, and the control channel.
+def _monitors() -> tuple[str, ...]:
+    """Console on the capsule's terminal, and two monitors.
 
     The second monitor is the shim's own, for bringing a paused guest back when the command that paused it has died: a
     monitor serves one client at a time.
@@ -219,10 +218,20 @@ def _channels() -> tuple[str, ...]:
         "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
         "-chardev", f"socket,id=qmp,path={QMP_SOCKET},server=on,wait=off", "-mon", "chardev=qmp,mode=control",
         "-chardev", f"socket,id=rescue,path={RESCUE_SOCKET},server=on,wait=off", "-mon", "chardev=rescue,mode=control",
-        "-chardev", f"socket,id=control,path={CONTROL_SOCKET},server=on,wait=off",
-        "-device", f"virtio-serial-pci,id=serial,{_address(CONTROL_SLOT)},max_ports=2",
-        "-device", f"virtserialport,bus=serial.0,nr=1,chardev=control,name={CONTROL_PORT}",
     )  # fmt: skip
+
+
+def _control_channel() -> tuple[str, ...]:
+    """The control channel: one virtio port for each client at a time. Port 0 of the device is for a console only."""
+    device = f"virtio-serial-pci,id=serial,{_address(CONTROL_SLOT)},max_ports={CHANNEL_PORTS + 1}"
+    ports = [
+        (
+            "-chardev", f"socket,id=channel{port},path={channel_socket(port)},server=on,wait=off",
+            "-device", f"virtserialport,bus=serial.0,nr={port + 1},chardev=channel{port},name={channel_name(port)}",
+        )
+        for port in range(CHANNEL_PORTS)
+    ]  # fmt: skip
+    return ("-device", device, *(word for words in ports for word in words))
 
 
 def _small_devices(vm: VMRecord, machine: Machine) -> tuple[str, ...]:
