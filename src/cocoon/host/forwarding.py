@@ -45,9 +45,10 @@ def forward_ipv6(bridge: str) -> None:
     _switch("ipv6/conf/all/forwarding", "1")
 
 
-def disable_ipv6() -> None:
-    """No interface of this namespace, now or later, speaks IPv6 by itself. A kernel without IPv6 is fine."""
-    for which in ("all", "default"):
+def disable_ipv6(*interfaces: str) -> None:
+    """These interfaces (without any: all of this namespace, now and later) do not speak IPv6 by themselves: they only
+    carry what others say. A kernel without IPv6 is fine."""
+    for which in interfaces or ("all", "default"):
         if os.path.exists(f"{ROOT}/ipv6/conf/{which}/disable_ipv6"):
             _switch(f"ipv6/conf/{which}/disable_ipv6", "1")
 

@@ -36,7 +36,6 @@ class MakeNetns(Step):
     def apply(self, world: World) -> Value | None:
         netns.make_netns(self.name)
         with netns.inside_netns(self.name):
-            # Its interfaces carry the guest's packets only: what they would say of their own is nobody's.
             forwarding.disable_ipv6()
             netlink.set_up("lo")
         return None
@@ -147,6 +146,7 @@ class AttachLink(Step):
         isolated = "on" if self.isolated else "off"
         return (
             f"ip link add {self.link}{mtu} type veth peer name {self.inner}{mtu} netns {self.netns}",
+            f"sysctl -q net.ipv6.conf.{self.link}.disable_ipv6=1",
             f"ip link set {self.link} master {self.bridge} up",
             f"ip link set {self.link} type bridge_slave learning off flood off isolated {isolated}",
             f"bridge fdb replace {self.mac} dev {self.link} master static",
@@ -165,6 +165,7 @@ class AttachLink(Step):
         finally:
             os.close(fd)
         what = f"interface {self.link}"
+        forwarding.disable_ipv6(self.link)
         netlink.set_up(self.link, master=bridge.index)
         port = netlink.find_link(self.link)
         if port is None:
