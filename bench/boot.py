@@ -28,6 +28,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "src")]
 
 import fixtures  # noqa: E402
+import own_netns  # noqa: E402
 
 MARK = "first-output-of-the-guest"
 VM = ("--cpu", "1", "--memory", "512M", "--storage", "256M", "busybox", "/bin/sh", "-c", f"echo {MARK}; sleep 600")
@@ -132,6 +133,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    own_netns.enter()
     figures = measure(arguments.rounds)
     if arguments.json:
         print(json.dumps(figures))

@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+# ruff: noqa: T201
+"""What it takes to connect a VM: the engine's plan beside the commands that it describes, typed into a shell.
+
+    bench/network.py [--rounds N] [--json]
+
+In turn, in one run: all steps of one NIC on the default network, and what `vm debug` prints for them. Then 100 VMs at
+once. Everything is in a network namespace of its own. Needs root. Exit status 1 above 40 ms for one, 4 s for 100.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "src")]
+
+import network_scene  # noqa: E402
+import own_netns  # noqa: E402
+from cocoon.engine.spec import make_id  # noqa: E402
+from cocoon.model.network import Network  # noqa: E402
+from cocoon.model.vm import VMRecord  # noqa: E402
+from cocoon.network.addressing import make_nic  # noqa: E402
+from cocoon.network.attach import plan_network, plan_network_end  # noqa: E402
+from cocoon.plan.world import World  # noqa: E402
+from qemu_examples import make_spec, make_vm  # noqa: E402
+
+MANY = 100
+MOST_ONE_MS, MOST_MANY_S = 40.0, 4.0
+
+
+def make_connected(network: Network, number: int) -> VMRecord:
+    """A VM with one NIC on the network."""
+    vm_id = make_id()
+    address = f"10.88.{1 + number // 200}.{2 + number % 200}"
+    return make_vm(make_spec(nics=1), id=vm_id, nics=(make_nic(vm_id, 0, network=network, address=address),))
+
+
+def attach(world: World, network: Network, vm: VMRecord) -> float:
+    """Seconds that the engine takes."""
+    began = time.perf_counter()
+    for step in plan_network(vm, {network.name: network}):
+        step.apply(world)
+    return time.perf_counter() - began
+
+
+def attach_by_hand(network: Network, vm: VMRecord) -> float:
+    """Seconds that a shell takes for the commands that the steps describe."""
+    lines = [line for step in plan_network(vm, {network.name: network}) for line in step.describe()]
+    began = time.perf_counter()
+    subprocess.run(["bash", "-e", "-c", "\n".join(lines)], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def detach(world: World, vm: VMRecord) -> None:
+    """Takes the VM's network away."""
+    for step in plan_network_end(vm):
+        step.apply(world)
+
+
+def measure(rounds: int) -> dict[str, float]:
+    """The figures, in milliseconds and seconds."""
+    with tempfile.TemporaryDirectory(prefix="cocoon-bench-") as directory:
+        world = network_scene.make_world(Path(directory))
+        network = network_scene.make_network()
+        ours, by_hand = [], []
+        for number in range(rounds):
+            for times, way in ((ours, attach), (by_hand, None)):
+                vm = make_connected(network, number)
+                times.append(way(world, network, vm) if way else attach_by_hand(network, vm))
+                detach(world, vm)
+        vms = [make_connected(network, number) for number in range(MANY)]
+        began = time.perf_counter()
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda vm: attach(world, network, vm), vms))
+        many_s = time.perf_counter() - began
+        for vm in vms:
+            detach(world, vm)
+    one_ms, hand_ms = (statistics.median(times) * 1000 for times in (ours, by_hand))
+    return {"one_ms": one_ms, "by_hand_ms": hand_ms, "ratio": one_ms / hand_ms, "many_s": many_s}
+
+
+def main() -> int:
+    """Prints the figures and judges them."""
+    parser = argparse.ArgumentParser(description="connecting VMs beside the same by hand")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    own_netns.enter()
+    figures = measure(arguments.rounds)
+    if arguments.json:
+        print(json.dumps(figures))
+    else:
+        print(f"one NIC, the engine          {figures['one_ms']:8.1f} ms   at most {MOST_ONE_MS:g} ms")
+        print(f"the same, typed into a shell {figures['by_hand_ms']:8.1f} ms")
+        print(f"ratio                        {figures['ratio']:8.2f}")
+        print(f"{MANY} VMs at once              {figures['many_s']:8.2f} s    at most {MOST_MANY_S:g} s")
+    return int(figures["one_ms"] > MOST_ONE_MS or figures["many_s"] > MOST_MANY_S)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
