@@ -3,12 +3,12 @@
 # Sourced by quickstart and check: distribution packages, installed only where missing.
 
 case $(uname -m) in
-x86_64) deb_arch=amd64 qemu_package=qemu-system-x86 ;;
-*) deb_arch=arm64 qemu_package=qemu-system-arm ;;
+x86_64) deb_arch=amd64 qemu_package=qemu-system-x86 firmware_package=ovmf ;;
+*) deb_arch=arm64 qemu_package=qemu-system-arm firmware_package=qemu-efi-aarch64 ;;
 esac
 
 # What cocoon itself runs, and what it takes to build it and a guest image.
-run_packages=("$qemu_package" qemu-utils e2fsprogs iproute2 nftables kmod util-linux)
+run_packages=("$qemu_package" "$firmware_package" qemu-utils e2fsprogs dosfstools mtools iproute2 nftables kmod util-linux)
 build_packages=(python3 python3-venv musl-tools gcc make linux-libc-dev mmdebstrap debian-archive-keyring ca-certificates)
 
 apt_quiet() {

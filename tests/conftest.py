@@ -66,6 +66,12 @@ def kernel_image() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cloud_disk() -> Path:
+    """A Debian cloud image: a qcow2 that boots by UEFI and is set up by cloud-init."""
+    return fixtures.build_guest("cloud") / "disk.qcow2"
+
+
+@pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fixtures.Registry]:
     """A real registry on a loopback port, one for each worker."""
     with fixtures.running_registry(tmp_path_factory.mktemp("registry")) as running:

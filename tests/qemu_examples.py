@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cocoon.model.host import BinaryFacts, CgroupFacts, HostFacts, KVMFacts
-from cocoon.model.image import Image, ImageConfig, Layer
-from cocoon.model.vm import NIC, DirectBoot, Disk, DiskRole, VMRecord, VMSpec, VMState
+from cocoon.model.host import BinaryFacts, CgroupFacts, FirmwareFacts, HostFacts, KVMFacts
+from cocoon.model.image import BaseDisk, Image, ImageConfig, Layer
+from cocoon.model.vm import NIC, DirectBoot, Disk, DiskRole, FirmwareBoot, VMRecord, VMSpec, VMState
 from cocoon.paths import Paths, VMPaths
 from cocoon.units import GIB, MIB
 
@@ -18,6 +18,9 @@ QEMU_X86 = BinaryFacts(
     closure=("/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2", *FIRMWARE),
     reason="",
     machine="pc-q35-7.2",
+    firmware=FirmwareFacts(
+        path="/usr/share/OVMF/OVMF_CODE_4M.fd", variables="/usr/share/OVMF/OVMF_VARS_4M.fd", reason=""
+    ),
 )
 QEMU_ARM = BinaryFacts(
     path="/usr/bin/qemu-system-aarch64", version="10.0.2", closure=("/lib/ld.so",), reason="", machine="virt-10.0"
@@ -87,6 +90,30 @@ def make_image(layers: int = 1, platform: str = "linux/amd64") -> Image:
         created_at=0.0,
         source="registry",
     )
+
+
+def make_cloud_image(**changes: Any) -> Image:
+    """The image of one disk of 3 GiB."""
+    disk = BaseDisk(blob="e" * 64, size_bytes=400 * MIB, virtual_bytes=3 * GIB)
+    return make_image(layers=0).replace(name="cloud", disk=disk, **changes)
+
+
+def make_cloud_vm(spec: VMSpec | None = None, **changes: Any) -> VMRecord:
+    """A VM of a cloud image, with a data disk."""
+    own = make_paths()
+    disks = (
+        Disk(
+            path=own.overlay, role=DiskRole.COW, serial="cocoon-cow", read_only=False,
+            format="qcow2", backing=f"/srv/cocoon/blobs/{'e' * 64}.qcow2",
+        ),
+        Disk(
+            path=own.data_disk("db"), role=DiskRole.DATA, serial="db", read_only=False,
+            fstype="ext4", mount="/srv/db", direct_io=True,
+        ),
+        Disk(path=own.seed, role=DiskRole.SEED, serial="cocoon-seed", read_only=True),
+    )  # fmt: skip
+    boot = FirmwareBoot(firmware_path="/usr/share/OVMF/OVMF_CODE_4M.fd", variables_path=own.firmware_variables)
+    return make_vm(spec, boot=boot, kernel_cmdline="", disks=disks).replace(**changes)
 
 
 def make_paths() -> VMPaths:

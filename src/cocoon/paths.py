@@ -4,8 +4,9 @@ root_dir/  state.db state.lock store-id     the store
            blobs/                           <sha256>.erofs or .qcow2, root's, 0444
            kernels/<id>/                    the engine's own kernels: vmlinuz, modules.cpio, initrd-<digest>
            boot/<layer sha256>/             vmlinuz, initrd.img found in an image
-           vms/<id>/                        vm.json (mirror), cow.raw, config.img, data-<name>.raw, volume-<n>.erofs,
-                                            exit.json
+           vms/<id>/                        vm.json (mirror), exit.json, data-<name>.raw, volume-<n>.erofs, and
+                                            cow.raw, config.img; or of a cloud image overlay.qcow2, seed.img,
+                                            firmware-variables.fd
            work/<operation id>/             whatever is not finished yet
            operations/<id>.lock             held while the owner of an operation lives
 run_dir/   vms/<id>/                        vm.lock alive.lock console.sock shim.sock channel-N.lock
@@ -37,6 +38,18 @@ class VMPaths(Value):
     @property
     def cow(self) -> str:
         return f"{self.disk_dir}/cow.raw"
+
+    @property
+    def overlay(self) -> str:
+        return f"{self.disk_dir}/overlay.qcow2"
+
+    @property
+    def seed(self) -> str:
+        return f"{self.disk_dir}/seed.img"
+
+    @property
+    def firmware_variables(self) -> str:
+        return f"{self.disk_dir}/firmware-variables.fd"
 
     @property
     def config_disk(self) -> str:

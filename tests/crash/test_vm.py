@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fixtures import Cocoon
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 SMALL = ("--cpu", "1", "--memory", "128M", "--storage", "64M")
 NAME = "crash"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIUFB0Dg2cjGdFllBF4kEYyaQPnDsT+cSVhh+bul4LBo"
 
 
 def points(cocoon: Cocoon, *arguments: str) -> list[str]:
@@ -60,10 +62,21 @@ def states(cocoon: Cocoon) -> list[str]:
     return [vm["state"] for vm in vms]
 
 
+@pytest.fixture
+def cloud(engine: Cocoon, tmp_path: Path) -> str:
+    """A cloud image whose disk is empty: its VMs get as far as the firmware."""
+    disk = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "1M"], check=True)
+    engine.run("image", "import", "cloud", str(disk))
+    return "cloud"
+
+
+@pytest.mark.parametrize("kind", ["layers", "cloud"])
 @pytest.mark.parametrize("verb", ["create", "run"])
-def test_killed_at_every_point_of_making_a_vm(engine: Cocoon, verb: str) -> None:
-    disks = ("--data-disk", "size=16M", "-v", "/etc/os-release:/srv/os:ro")
-    command = ("vm", verb, "--name", NAME, *SMALL, *disks, "busybox")
+def test_killed_at_every_point_of_making_a_vm(engine: Cocoon, cloud: str, verb: str, kind: str) -> None:
+    layers = ("-v", "/etc/os-release:/srv/os:ro", "busybox")
+    words = layers if kind == "layers" else ("--ssh-key", KEY, cloud)
+    command = ("vm", verb, "--name", NAME, *SMALL, "--data-disk", "size=16M", *words)
     named = points(engine, *command)
     assert len(named) >= 14, named
     states(engine)

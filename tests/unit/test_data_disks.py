@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocoon.engine.data_disks import MAX_DISKS, check_data_disks, in_mount_order, parse_data_disks
+from cocoon.engine.data_disks import MAX_DISKS, check_data_disks, parse_data_disks
 from cocoon.engine.disks import DiskReferences
 from cocoon.errors import InvalidSpec
+from cocoon.guest.mounts import in_mount_order
 from cocoon.hypervisors.qemu.backend import BACKEND
 from cocoon.model.host import Capability
 from cocoon.model.vm import DataDisk, Disk, DiskRole
 from cocoon.units import GIB, MIB
 
-DISK = DataDisk(size_bytes=GIB, name="db", mount="/srv/db")
+DB = Disk(path="/db", role=DiskRole.DATA, serial="db", read_only=False, fstype="ext4", mount="/srv/db")
 
 
 def test_everything_given() -> None:
@@ -110,7 +111,7 @@ def test_disks_are_found_by_serial_or_by_place() -> None:
         layer.replace(serial="cocoon-layer1"),
         Disk(path="/c", role=DiskRole.COW, serial="cocoon-cow", read_only=False),
         Disk(path="/raw", role=DiskRole.DATA, serial="raw", read_only=False, fstype="none"),
-        Disk(path="/db", role=DiskRole.DATA, serial="db", read_only=False, fstype="ext4", mount="/srv/db"),
+        DB,
     )
     found = DiskReferences(disks, BACKEND)
     assert (found.layers, found.cow, found.config) == (("cocoon-layer1", "cocoon-layer0"), "cocoon-cow", "")

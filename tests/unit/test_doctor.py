@@ -11,7 +11,8 @@ from cocoon.config import Config
 from cocoon.engine import doctor
 from cocoon.engine.doctor import FAIL, OK, WARN, Finding, diagnose
 from cocoon.host import kvm
-from cocoon.model.host import KVMFacts
+from cocoon.host.facts import gather_facts
+from cocoon.model.host import FirmwareFacts, KVMFacts
 from cocoon.store.store import Store
 
 
@@ -80,6 +81,24 @@ def test_missing_programs(config: Config, tmp_path: Path, monkeypatch: pytest.Mo
     assert findings["qemu"].status == FAIL
     assert "apt-get install qemu-system" in findings["qemu"].hint
     assert findings["mkfs.erofs"].status == FAIL
+
+
+def test_what_only_some_images_need(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = by_name(diagnose(config))
+    for name in ("qemu-img", "mkfs.fat", "mcopy", "firmware"):
+        assert findings[name].status == OK, findings[name]
+    facts = gather_facts(config)
+    none = FirmwareFacts(path="", variables="", reason="no UEFI firmware for q35 in /nowhere")
+    qemu = facts.binaries["qemu"].replace(firmware=none)
+    changed = facts.replace(binaries={**facts.binaries, "qemu": qemu})
+    monkeypatch.setattr(doctor, "gather_facts", lambda config, *, fresh: changed)
+    monkeypatch.setattr(doctor, "find_program", lambda name: None)
+    findings = by_name(diagnose(config))
+    assert (findings["firmware"].status, findings["firmware"].detail) == (WARN, none.reason)
+    assert "apt-get install" in findings["firmware"].hint
+    assert findings["mcopy"] == Finding(
+        name="mcopy", status=FAIL, detail="not installed", hint="apt-get install mtools"
+    )
 
 
 @pytest.mark.parametrize(("version", "status"), [("1.5", FAIL), ("1.8", OK), ("1.8.6", OK), ("1.10.1", OK)])

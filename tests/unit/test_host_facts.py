@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from cocoon.config import Config
+from cocoon.host import binaries, firmware
 from cocoon.host import facts as host_facts
 from cocoon.host.binaries import find_libraries, probe_binary
 from cocoon.host.facts import CACHE_NAME, gather_facts, read_cgroups
+from cocoon.model.host import FirmwareFacts
 
 ARCH = os.uname().machine
 V1 = """\
@@ -117,6 +119,28 @@ def test_probed_again_after_an_upgrade(config: Config, probes: list[str]) -> Non
     os.unlink(config.firecracker_binary)
     assert not gather_facts(config).binaries["firecracker"].path
     assert len(probes) == 4
+
+
+def test_probed_again_when_firmware_comes_or_goes(
+    config: Config, probes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf, file = tmp_path / "firmware", tmp_path / "CODE.fd"
+    shelf.mkdir()
+    monkeypatch.setattr(firmware, "DESCRIPTOR_DIRS", (str(shelf),))
+    gather_facts(config)
+    (shelf / "60-edk2.json").write_text("{}")
+    gather_facts(config)
+    assert len(probes) == 2
+    file.write_bytes(b"old")
+    found = FirmwareFacts(path=str(file), variables=str(file), reason="")
+    monkeypatch.setattr(binaries, "find_firmware", lambda arch, machine: found)
+    qemu = gather_facts(config, fresh=True).binaries["qemu"]
+    assert qemu.firmware == (found if qemu.path else None)
+    gather_facts(config)
+    assert len(probes) == 3
+    file.write_bytes(b"upgraded")
+    gather_facts(config)
+    assert len(probes) == (4 if qemu.path else 3)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import Any
@@ -13,13 +14,15 @@ from cocoon.host.cgroup import GROUP_NAME
 from cocoon.hypervisors.capsule_names import CGROUP_NAME, TUN
 from cocoon.hypervisors.qemu.backend import BACKEND, parse_version
 from cocoon.hypervisors.qemu.launch import MAX_DISKS, MAX_NICS, QMP_SOCKET, plan_capsule, render_arguments
-from cocoon.model.host import BinaryFacts
-from cocoon.model.vm import DataDisk, FirmwareBoot
+from cocoon.model.host import BinaryFacts, FirmwareFacts
+from cocoon.model.vm import DataDisk
 from cocoon.plan.launch import LaunchVMM
 from cocoon.units import MIB
 from cocoon.value import from_plain, to_plain
 from qemu_examples import (
     make_arm_facts,
+    make_cloud_image,
+    make_cloud_vm,
     make_facts,
     make_image,
     make_kvm_facts,
@@ -38,6 +41,8 @@ CASES = {
     "qemu-nics": (make_vm(make_spec(nics=3)), make_facts()),
     "qemu-disks": (make_vm(make_spec(nics=0), layers=20), make_facts()),
     "qemu-hugepages": (make_vm(make_spec(hugepages=True)), make_kvm_facts(free_hugepages=1024)),
+    "qemu-cloud": (make_cloud_vm(), make_facts()),
+    "qemu-cloud-arm64": (make_cloud_vm(), make_arm_facts()),
     "qemu-small": (make_vm(make_spec(memory_bytes=64 * MIB, cpus=1, nics=0)), make_facts()),
     "qemu-arm64-tcg": (ARM_VM, make_arm_facts()),
     "qemu-arm64-kvm": (ARM_VM, make_arm_facts(kvm=make_kvm_facts().kvm)),
@@ -167,10 +172,39 @@ def test_what_fits_is_accepted() -> None:
     BACKEND.check(make_spec(nics=MAX_NICS), make_image(layers=MAX_DISKS - 2), make_facts())
 
 
-def test_firmware_boot_is_refused() -> None:
-    vm = make_vm(boot=FirmwareBoot(firmware_path="/usr/share/OVMF/OVMF.fd"))
-    with pytest.raises(Unsupported, match="firmware"):
-        BACKEND.plan_launch(vm, make_paths(), make_facts())
+def test_a_cloud_image_needs_firmware() -> None:
+    facts = make_facts()
+    BACKEND.check(make_spec(), make_cloud_image(), facts)
+    missing = FirmwareFacts(path="", variables="", reason="no UEFI firmware for pc-q35-7.2 in /usr/share/qemu/firmware")
+    for firmware in (missing, None):
+        qemu = facts.binaries["qemu"].replace(firmware=firmware)
+        with pytest.raises(Unsupported, match="cannot boot a cloud image") as caught:
+            BACKEND.check(make_spec(), make_cloud_image(), facts.replace(binaries={**facts.binaries, "qemu": qemu}))
+        assert "apt-get install ovmf" in caught.value.hint
+
+
+def test_firmware_is_shared_and_its_settings_are_the_vms_own() -> None:
+    vm = make_cloud_vm()
+    binds = {bind.inner: bind for bind in plan_capsule(vm, make_paths(), make_facts()).binds}
+    assert (binds["/vm/firmware"].host, binds["/vm/firmware"].writable) == ("/usr/share/OVMF/OVMF_CODE_4M.fd", False)
+    assert (binds["/vm/variables"].host, binds["/vm/variables"].writable) == (make_paths().firmware_variables, True)
+    assert (binds["/vm/base/0"].host, binds["/vm/base/0"].writable) == (f"/srv/cocoon/blobs/{'e' * 64}.qcow2", False)
+    assert "/vm/kernel" not in binds and "-kernel" not in render_arguments(vm, make_facts())
+
+
+def test_no_name_in_an_image_is_followed() -> None:
+    """Every qcow2 node has its backing said: the overlay's is the base, the base's is none."""
+    nodes = [word for word in render_arguments(make_cloud_vm(), make_facts()) if "qcow2" in word]
+    assert len(nodes) == 2
+    assert json.loads(nodes[0])["backing"] is None
+    assert ",backing=disk0-base," in nodes[1]
+
+
+def test_only_the_root_disk_of_a_cloud_image_is_booted() -> None:
+    assert [word for word in render_arguments(make_cloud_vm(), make_facts()) if "bootindex" in word] == [
+        word for word in render_arguments(make_cloud_vm(), make_facts()) if "drive=disk0," in word
+    ]
+    assert not [word for word in render_arguments(make_vm(), make_facts()) if "bootindex" in word]
 
 
 @pytest.mark.parametrize(

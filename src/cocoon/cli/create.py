@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from cocoon.cli.cloud import CLOUD_OPTIONS, provide_login, read_first_boot
 from cocoon.cli.context import Context
 from cocoon.cli.grammar import Call, Command, Option, see_help
 from cocoon.cli.image import ensure_image
@@ -21,6 +22,7 @@ from cocoon.model.vm import ProcessSpec, PublishedPort, VMRecord, VMSpec
 def _create(context: Context, call: Call) -> int:
     spec = read_spec(call, context)
     ensure_image(context, spec.image)
+    spec = provide_login(context.engine().world(), spec)
     vm = context.engine().create_vm(spec)
     _explain_choice(context, vm)
     _show(context, vm)
@@ -41,6 +43,7 @@ def _run(context: Context, call: Call) -> int:
     spec = read_spec(call, context)
     engine = context.engine()
     ensure_image(context, spec.image)
+    spec = provide_login(context.engine().world(), spec)
     if attached or foreground:
         from cocoon.cli.attached import run_attached, run_foreground
 
@@ -56,6 +59,7 @@ def _run(context: Context, call: Call) -> int:
 def _debug(context: Context, call: Call) -> int:
     spec = read_spec(call, context)
     ensure_image(context, spec.image)
+    spec = provide_login(context.engine().world(), spec)
     lines = list(context.engine().debug_vm(spec))
     if context.json:
         write_json({"commands": lines})
@@ -103,6 +107,7 @@ def read_spec(call: Call, context: Context) -> VMSpec:
         networks=call.texts("network"),
         ports=_ports(call),
         allow_host=call.is_on("allow-host"),
+        first_boot=read_first_boot(call),
     )
     if call.has("name") and not spec.name:
         raise InvalidSpec("--name is empty", hint="leave it out to have one made from the image's name")
@@ -181,6 +186,7 @@ _SPEC_OPTIONS = (
     ),
     *PROCESS_OPTIONS,
     Option(name="entrypoint", value="PROGRAM", help="Run this instead of the image's entrypoint and command"),
+    *CLOUD_OPTIONS,
     Option(name="hostname", value="NAME", help="Host name of the guest; the VM's name when not given"),
 )  # fmt: skip
 _RM = Option(name="rm", help="Remove the VM when it ends")
@@ -193,7 +199,9 @@ _RUN_OPTIONS = (
 )
 _DETAILS = (
     "IMAGE is a reference to a registry (debian:13, ghcr.io/owner/app:1.2, localhost:5000/app), an imported name or "
-    "an id; it is pulled when it is not here. COMMAND replaces the image's own command; options must stand before it."
+    "an id; it is pulled when it is not here. COMMAND replaces the image's own command; options must stand before it.\n"
+    "A cloud image is a disk with cloud-init. --user (root when not given) is the account that is made; with neither "
+    "--password, --ssh-key nor --user-data it gets a password of its own, which is shown once."
 )
 
 COMMANDS = {

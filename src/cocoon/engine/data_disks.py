@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from cocoon.errors import InvalidSpec
-from cocoon.model.vm import DataDisk, Disk
+from cocoon.model.vm import DataDisk
 from cocoon.units import KIB, MIB, parse_size, printable, render_size
 
 EXAMPLE = "for example --data-disk size=20G,name=db,mount=/var/lib/db"
@@ -50,11 +50,6 @@ def check_data_disks(disks: tuple[DataDisk, ...]) -> None:
         twice = next((value for value in values if values.count(value) > 1), "")
         if twice:
             raise InvalidSpec(f"two data disks have the {what} {twice}", hint=f"give each its own {what}=")
-
-
-def in_mount_order(disks: tuple[Disk, ...]) -> tuple[Disk, ...]:
-    """Those that the guest mounts, /a before /a/b, whatever the order in which they were given."""
-    return tuple(sorted((disk for disk in disks if disk.mount), key=lambda disk: disk.mount.split("/")))
 
 
 def _parse_fields(text: str) -> dict[str, str]:

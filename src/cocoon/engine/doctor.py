@@ -25,6 +25,9 @@ QUESTION_TIMEOUT_S = 20.0
 LOW_SPACE_BYTES = 2 * GIB  # An image, its layers and a guest's writes soon need more.
 TUN_DEVICE = "/dev/net/tun"
 PROGRAMS = ("cocoon-shim", "cocoon-init")
+# What makes disks, and the package that has it.
+TOOLS = (("mkfs.ext4", "e2fsprogs"), ("qemu-img", "qemu-utils"), ("mkfs.fat", "dosfstools"), ("mcopy", "mtools"))
+FIRMWARE_PACKAGES = {"x86_64": "ovmf", "aarch64": "qemu-efi-aarch64"}
 
 
 class Finding(Value):
@@ -42,7 +45,7 @@ def diagnose(config: Config) -> list[Finding]:
     facts = gather_facts(config, fresh=True)
     findings = [_root(), _arch(facts), _kvm(facts)]
     findings += _hypervisors(facts)
-    findings += [_mkfs_erofs(config), _mkfs_ext4()]
+    findings += [_mkfs_erofs(config), *(_tool(name, package) for name, package in TOOLS), *_firmware(facts)]
     findings += [_program(name) for name in PROGRAMS]
     findings += [_tun(), _cgroups(facts), _landlock(), _memory(facts)]
     directory = _existing_parent(config.root_dir)
@@ -136,11 +139,23 @@ def _version_of(program: str, option: str) -> str:
     return match.group(0)
 
 
-def _mkfs_ext4() -> Finding:
-    path = find_program("mkfs.ext4")
+def _tool(name: str, package: str) -> Finding:
+    path = find_program(name)
     if path is None:
-        return Finding(name="mkfs.ext4", status=FAIL, detail="not installed", hint="apt-get install e2fsprogs")
-    return Finding(name="mkfs.ext4", status=OK, detail=path)
+        return Finding(name=name, status=FAIL, detail="not installed", hint=f"apt-get install {package}")
+    return Finding(name=name, status=OK, detail=path)
+
+
+def _firmware(facts: HostFacts) -> list[Finding]:
+    """What cloud images boot with; everything else does without."""
+    firmware = facts.binaries["qemu"].firmware
+    if firmware is None:
+        return []
+    if firmware.path:
+        return [Finding(name="firmware", status=OK, detail=firmware.path)]
+    package = FIRMWARE_PACKAGES.get(facts.arch, "ovmf")
+    hint = f"cloud images cannot boot; apt-get install {package}"
+    return [Finding(name="firmware", status=WARN, detail=firmware.reason, hint=hint)]
 
 
 def _program(name: str) -> Finding:

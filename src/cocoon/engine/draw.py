@@ -16,7 +16,7 @@ from cocoon.hypervisors.hypervisor import Hypervisor
 from cocoon.model.host import Capability, HostFacts
 from cocoon.model.image import Image
 from cocoon.model.kernel import Kernel
-from cocoon.model.vm import NIC, DirectBoot, Disk, PassedOver, VMRecord, VMSpec, VMState
+from cocoon.model.vm import NIC, DirectBoot, Disk, FirmwareBoot, PassedOver, VMRecord, VMSpec, VMState
 from cocoon.paths import Paths
 from cocoon.value import Value
 
@@ -53,13 +53,13 @@ def draw_record(
     disks = draw_disks(request, paths)
     return VMRecord(
         id=request.vm_id,
-        spec=request.spec.replace(name=allotment.name),
+        spec=_draw_spec(request, allotment.name),
         state=VMState.CREATING,
         hypervisor=request.hypervisor,
         hypervisor_version=request.hypervisor_version,
         passed_over=request.passed_over,
         image_digest=request.image.id,
-        boot=_draw_boot(request),
+        boot=_draw_boot(request, facts, paths),
         kernel_cmdline=_draw_cmdline(request, allotment, disks, backend=backend, facts=facts),
         disks=disks,
         nics=allotment.nics,
@@ -100,7 +100,19 @@ def draw_boot_config(request: Request, vm: VMRecord, backend: Hypervisor) -> byt
     )
 
 
-def _draw_boot(request: Request) -> DirectBoot:
+def _draw_spec(request: Request, name: str) -> VMSpec:
+    """The specification as it is recorded: with its name, without secrets, with the size that the root disk gets."""
+    disk = request.image.disk
+    storage_bytes = max(request.spec.storage_bytes, disk.virtual_bytes if disk is not None else 0)
+    return request.spec.replace(name=name, first_boot=None, storage_bytes=storage_bytes)
+
+
+def _draw_boot(request: Request, facts: HostFacts, paths: Paths) -> DirectBoot | FirmwareBoot:
+    if request.image.disk is not None:
+        firmware = facts.binaries[request.hypervisor].firmware
+        assert firmware is not None, "the backend's check has seen that there is firmware"
+        variables = paths.vm(request.vm_id).firmware_variables
+        return FirmwareBoot(firmware_path=firmware.path, variables_path=variables)
     if request.kernel is not None:
         kernel = request.kernel
         return DirectBoot(kernel_path=kernel.kernel_path, initrd_path=kernel.initrd_path, kernel=kernel.name)
@@ -112,6 +124,8 @@ def _draw_boot(request: Request) -> DirectBoot:
 def _draw_cmdline(
     request: Request, allotment: Allotment, disks: tuple[Disk, ...], *, backend: Hypervisor, facts: HostFacts
 ) -> str:
+    if request.image.disk is not None:
+        return ""  # Its own boot loader makes it.
     found = DiskReferences(disks, backend)
     words = CommandLineFacts(
         console=backend.console_device(facts.arch),

@@ -17,6 +17,7 @@ def inspect_vm(world: World, vm: VMRecord) -> dict[str, object]:
     paths = world.paths.vm(vm.id)
     plain: dict[str, Any] = to_plain(vm)
     spec = plain.pop("spec")
+    del spec["first_boot"]  # Never recorded.
     processes = plain.pop("processes")
     for key in ("created_at", "updated_at", "started_at", "stopped_at"):
         plain[key] = render_time(plain[key])

@@ -14,7 +14,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from cocoon.engine.disks import plan_disk_steps
+from cocoon.engine.cloud import check_cloud
+from cocoon.engine.disks import plan_disk_steps, plan_firmware_steps
 from cocoon.engine.draw import Allotment, Request, draw_boot_config, draw_record
 from cocoon.engine.fit_image import fit_image
 from cocoon.engine.initrd import refresh_kernel
@@ -65,6 +66,7 @@ def prepare(world: World, spec: VMSpec, image: Image) -> Prepared:
     from cocoon.engine.network import NetworkMaker, check_ports_free
 
     check_spec(spec)
+    check_cloud(spec, image)
     check_ports_free(spec)
     facts = gather_facts(world.config)
     if spec.cpus > facts.cpus:
@@ -74,7 +76,7 @@ def prepare(world: World, spec: VMSpec, image: Image) -> Prepared:
         if spec.name and (other := reader.vm_named(spec.name)):
             raise AlreadyExists(f"VM name {spec.name} is taken (by {other.id[:8]})", hint="choose another --name")
     kernel = find_kernel(world, spec, image)
-    if kernel is None:
+    if kernel is None and image.disk is None:
         check_applies(spec, image)
     request = Request(
         vm_id=make_id(),
@@ -96,7 +98,7 @@ def find_kernel(world: World, spec: VMSpec, image: Image) -> Kernel | None:
 
     Raises NotFound when a plain image is to boot and no kernel is there, or not the one that was asked for.
     """
-    if image.boot_files is not None and not spec.kernel:
+    if image.disk is not None or (image.boot_files is not None and not spec.kernel):
         return None
     with world.store.read() as reader:
         wanted = spec.kernel or world.config.default_kernel
@@ -168,7 +170,11 @@ def draw_creation(transaction: Transaction, prepared: Prepared, world: World, *,
     networks = _resolve_networks(transaction, prepared)
     allotment = _allot(transaction, prepared.request, config=world.config, networks=networks)
     vm = draw_record(prepared.request, allotment, backend=prepared.backend, facts=prepared.facts, paths=paths)
-    steps = (*plan_place_steps(vm, paths), *plan_disk_steps(vm, paths, draw_config(prepared, vm)))
+    steps: tuple[Step, ...] = (
+        *plan_place_steps(vm, paths),
+        *plan_firmware_steps(vm, prepared.facts),
+        *plan_disk_steps(prepared.request, vm, paths, boot_config=draw_config(prepared, vm)),
+    )
     if start:
         steps += plan_start_steps(
             vm,

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 
+from cocoon.engine.cloud import check_first_boot
 from cocoon.engine.data_disks import check_data_disks
 from cocoon.engine.volumes import check_volumes
 from cocoon.errors import InvalidSpec
@@ -57,6 +58,8 @@ def check_spec(spec: VMSpec) -> None:
     _check_size("--storage", spec.storage_bytes, least=MIN_STORAGE_BYTES, most=MAX_STORAGE_BYTES)
     check_data_disks(spec.data_disks)
     check_volumes(spec.volumes, spec.data_disks)
+    if spec.first_boot is not None:
+        check_first_boot(spec.first_boot)
     if spec.memory_bytes % MIB:
         raise InvalidSpec(f"--memory must be whole MiB, not {spec.memory_bytes} bytes")
     if sum(len(argument.encode(errors="surrogateescape")) + 1 for argument in spec.command) > MAX_ARGUMENTS_BYTES:

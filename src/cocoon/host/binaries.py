@@ -11,6 +11,7 @@ import re
 
 from cocoon.errors import CocoonError, CommandFailed
 from cocoon.host.command import find_program, run
+from cocoon.host.firmware import find_firmware
 from cocoon.model.host import BinaryFacts
 from cocoon.units import printable
 
@@ -40,9 +41,10 @@ def probe_binary(name: str, command: str, arch: str) -> BinaryFacts:
     try:
         version = _read_version(path)
         machine, closure = _probe_qemu(path, arch) if name == "qemu" else ("", find_libraries((path,)))
+        firmware = find_firmware(arch, machine) if name == "qemu" else None
     except CocoonError as error:
         return _unusable(f"{path} does not work: {error.message}")
-    return BinaryFacts(path=path, version=version, closure=closure, reason="", machine=machine)
+    return BinaryFacts(path=path, version=version, closure=closure, reason="", machine=machine, firmware=firmware)
 
 
 def _unusable(reason: str) -> BinaryFacts:

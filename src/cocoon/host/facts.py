@@ -22,7 +22,7 @@ from cocoon.units import KIB
 from cocoon.value import from_plain, to_plain
 
 CACHE_NAME = "host-facts.json"
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 CACHE_LIMIT_BYTES = 1024 * 1024
 KVM_DEVICE = "/dev/kvm"
 # Controllers that VMs are limited with, and the hierarchy that systemd tracks sessions by.
@@ -178,10 +178,14 @@ def _is_current(cached: dict[str, Any], located: dict[str, str | None]) -> bool:
 
 
 def _stamps(binaries: dict[str, BinaryFacts], located: dict[str, str | None]) -> dict[str, list[int]]:
-    """The stamp of every file that the facts depend on."""
+    """The stamp of every file that the facts depend on, and of the directories where firmware would appear."""
+    from cocoon.host.firmware import DESCRIPTOR_DIRS
+
     files = [path for facts in binaries.values() for path in facts.closure]
     files += [path for path in located.values() if path]
-    return {path: _stamp(path) for path in (*files, KVM_DEVICE)}
+    for facts in binaries.values():
+        files += [facts.firmware.path, facts.firmware.variables] if facts.firmware else []
+    return {path: _stamp(path) for path in (*files, *DESCRIPTOR_DIRS, KVM_DEVICE)}
 
 
 def _write_cache(path: str, lasting: dict[str, Any]) -> None:

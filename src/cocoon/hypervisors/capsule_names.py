@@ -10,6 +10,7 @@ from cocoon.units import KIB, MIB
 KERNEL = "/vm/kernel"
 INITRD = "/vm/initrd"
 FIRMWARE = "/vm/firmware"
+VARIABLES = "/vm/variables"
 RUN_DIR = "/vm/run"
 
 CGROUP_NAME = "cocoon"  # The group below each hierarchy that holds one group per VM.
@@ -32,19 +33,29 @@ def disk_name(index: int) -> str:
     return f"/vm/disk/{index}"
 
 
+def base_name(index: int) -> str:
+    """The name of the base that disk number `index` lies over."""
+    return f"/vm/base/{index}"
+
+
 def bind_boot_files(vm: VMRecord) -> tuple[Bind, ...]:
-    """Kernel and initramfs, or the firmware, read-only."""
+    """Kernel and initramfs, or the firmware, read-only; the VM's own copy of the firmware's settings, writable."""
     if isinstance(vm.boot, FirmwareBoot):
-        return (Bind(host=vm.boot.firmware_path, inner=FIRMWARE),)
+        firmware = Bind(host=vm.boot.firmware_path, inner=FIRMWARE)
+        variables = vm.boot.variables_path
+        return (firmware, Bind(host=variables, inner=VARIABLES, writable=True)) if variables else (firmware,)
     kernel = Bind(host=vm.boot.kernel_path, inner=KERNEL)
     return (kernel, Bind(host=vm.boot.initrd_path, inner=INITRD)) if vm.boot.initrd_path else (kernel,)
 
 
 def bind_disks(disks: tuple[Disk, ...]) -> tuple[Bind, ...]:
-    """Every disk under its number; only what the guest may write is writable."""
-    return tuple(
-        Bind(host=disk.path, inner=disk_name(index), writable=not disk.read_only) for index, disk in enumerate(disks)
-    )
+    """Every disk under its number, and what it lies over; only what the guest may write is writable."""
+    binds = []
+    for index, disk in enumerate(disks):
+        binds.append(Bind(host=disk.path, inner=disk_name(index), writable=not disk.read_only))
+        if disk.backing:
+            binds.append(Bind(host=disk.backing, inner=base_name(index)))
+    return tuple(binds)
 
 
 def cgroup_dirs(cgroups: CgroupFacts, vm_id: str) -> tuple[str, ...]:

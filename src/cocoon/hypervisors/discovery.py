@@ -98,6 +98,10 @@ def _check(backend: Hypervisor, spec: VMSpec, image: Image, *, facts: HostFacts)
         )
     if spec.hugepages and Capability.HUGEPAGES not in backend.capabilities:
         raise Unsupported(f"{backend.name} has no huge pages", hint="leave --hugepages out")
+    if image.disk is not None and Capability.FIRMWARE_BOOT not in backend.capabilities:
+        raise Unsupported(
+            f"{backend.name} has no firmware to boot the cloud image {image.name} with", hint="use --hypervisor qemu"
+        )
     backend.check(spec, image, facts)
 
 

@@ -29,17 +29,28 @@ class KVMFacts(Value):
     reason: str
 
 
+class FirmwareFacts(Value):
+    """UEFI firmware for a VMM's machines: its image and the template of the file that it keeps its settings in,
+    absolute. Empty paths: none was found, `reason` says where."""
+
+    path: str
+    variables: str
+    reason: str
+
+
 class BinaryFacts(Value):
     """A VMM's executable: absolute path, version text, and what its capsule must bind read-only (libraries, loader,
     modules, firmware), all absolute host paths that appear under the same path inside. Empty path: not found,
     `reason` says why. `machine` is the versioned machine type that the VMM's default one stands for, where it has such
-    (QEMU: `pc-q35-7.2`), so that a snapshot names the machine that it was made on."""
+    (QEMU: `pc-q35-7.2`), so that a snapshot names the machine that it was made on. `firmware` is None for a VMM that
+    takes none."""
 
     path: str
     version: str
     closure: tuple[str, ...]
     reason: str
     machine: str = ""
+    firmware: FirmwareFacts | None = None
 
 
 class CgroupFacts(Value):

@@ -159,6 +159,20 @@ class VolumeSpec(Value):
     is_file: bool
 
 
+class FirstBoot(Value):
+    """What a cloud image is told once, besides its name, addresses and mounts. It may hold secrets, so the record of
+    the VM forgets it.
+
+    `password_hash` is as in /etc/shadow, "" for no password; `password_for_ssh`: SSH takes it as well as the console.
+    `ssh_keys` are lines of authorized_keys; `user_data` is a whole document of cloud-init's, "" for none.
+    """
+
+    password_hash: str = ""
+    password_for_ssh: bool = False
+    ssh_keys: tuple[str, ...] = ()
+    user_data: str = ""
+
+
 class VMSpec(Value):
     """What a user asked for, parsed and checked for itself; sizes in bytes.
 
@@ -185,6 +199,7 @@ class VMSpec(Value):
     networks: tuple[str, ...] = ()
     ports: tuple[PublishedPort, ...] = ()
     allow_host: bool = False
+    first_boot: FirstBoot | None = None
 
 
 class ProcessRef(Value):

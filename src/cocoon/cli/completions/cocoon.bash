@@ -18,7 +18,7 @@ _cocoon() {
         case $word in
             --root-dir=*) state=("$word") ;;
             --*=*) ;;
-            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --file | --reference | --platform | --name | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --publish | --network | --nics | --hypervisor | --kernel | --volume | --env | --env-file | --workdir | --user | --entrypoint | --hostname | --tail | --timeout | -o | -o | -m | -p | -v | -e | -w | -u | -n) waiting=$word ;;
+            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --file | --reference | --platform | --name | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --publish | --network | --nics | --hypervisor | --kernel | --volume | --env | --env-file | --workdir | --user | --entrypoint | --password | --ssh-key | --user-data | --hostname | --tail | --timeout | -o | -o | -m | -p | -v | -e | -w | -u | -n) waiting=$word ;;
             -*) ;;
             *)
                 case "$route:$word" in
@@ -96,6 +96,8 @@ _cocoon() {
             --kernel) kind="kernel" ;;
             --volume | -v) kind="file" ;;
             --env-file) kind="file" ;;
+            --ssh-key) kind="file" ;;
+            --user-data) kind="file" ;;
         esac
     elif [[ $current == -* ]]; then
         case $route in
@@ -120,14 +122,14 @@ _cocoon() {
             "network list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "network rm") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm console") flags="--escape-char --read-only --take --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm create") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm debug") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm create") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm debug") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm logs") flags="--follow --tail --vmm --raw --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm port") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm rm") flags="--force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm run") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --hostname --interactive --tty --detach --foreground --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm run") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --interactive --tty --detach --foreground --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm start") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm stop") flags="--force --timeout --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             *) flags="--config --root-dir --run-dir --log-dir --dns --verbose --help" ;;

@@ -10,7 +10,7 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
             continue
         end
         switch $word
-            case --config --root-dir --run-dir --log-dir --dns --output --file --reference --platform --name --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --publish --network --nics --hypervisor --kernel --volume --env --env-file --workdir --user --entrypoint --hostname --tail --timeout -o -o -m -p -v -e -w -u -n
+            case --config --root-dir --run-dir --log-dir --dns --output --file --reference --platform --name --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --publish --network --nics --hypervisor --kernel --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --tail --timeout -o -o -m -p -v -e -w -u -n
                 set waiting $word
             case '-*'
             case '*'
@@ -265,6 +265,9 @@ complete -c cocoon -n '__cocoon_at "vm create"' -l env-file -d 'Set the variable
 complete -c cocoon -n '__cocoon_at "vm create"' -s w -l workdir -d 'Directory in the guest to run in' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -s u -l user -d 'Run as this user: name|uid[:group|gid]' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l entrypoint -d 'Run this instead of the images entrypoint and command' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l password -d 'Cloud images: password of --user (else root); - reads it from stdin' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l ssh-key -d 'Cloud images: key that may log in' -r -F
+complete -c cocoon -n '__cocoon_at "vm create"' -l user-data -d 'Cloud images: cloud-inits document, taken as it is' -r -F
 complete -c cocoon -n '__cocoon_at "vm create"' -l hostname -d 'Host name of the guest; the VMs name when not given' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l rm -d 'Remove the VM when it ends'
 complete -c cocoon -n '__cocoon_at "vm create"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
@@ -289,6 +292,9 @@ complete -c cocoon -n '__cocoon_at "vm debug"' -l env-file -d 'Set the variables
 complete -c cocoon -n '__cocoon_at "vm debug"' -s w -l workdir -d 'Directory in the guest to run in' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -s u -l user -d 'Run as this user: name|uid[:group|gid]' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l entrypoint -d 'Run this instead of the images entrypoint and command' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l password -d 'Cloud images: password of --user (else root); - reads it from stdin' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l ssh-key -d 'Cloud images: key that may log in' -r -F
+complete -c cocoon -n '__cocoon_at "vm debug"' -l user-data -d 'Cloud images: cloud-inits document, taken as it is' -r -F
 complete -c cocoon -n '__cocoon_at "vm debug"' -l hostname -d 'Host name of the guest; the VMs name when not given' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "vm debug" 1' -f -a '(__cocoon_names image)'
@@ -326,6 +332,9 @@ complete -c cocoon -n '__cocoon_at "vm run"' -l env-file -d 'Set the variables o
 complete -c cocoon -n '__cocoon_at "vm run"' -s w -l workdir -d 'Directory in the guest to run in' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -s u -l user -d 'Run as this user: name|uid[:group|gid]' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l entrypoint -d 'Run this instead of the images entrypoint and command' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l password -d 'Cloud images: password of --user (else root); - reads it from stdin' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l ssh-key -d 'Cloud images: key that may log in' -r -F
+complete -c cocoon -n '__cocoon_at "vm run"' -l user-data -d 'Cloud images: cloud-inits document, taken as it is' -r -F
 complete -c cocoon -n '__cocoon_at "vm run"' -l hostname -d 'Host name of the guest; the VMs name when not given' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -s i -l interactive -d 'Attach to the console'
 complete -c cocoon -n '__cocoon_at "vm run"' -s t -l tty -d 'Attach to the console'

@@ -26,7 +26,7 @@ from cocoon.plan.launch import LaunchVMM
 from cocoon.plan.step import Step
 
 OLDEST_VERSION = (7, 2)
-# Besides its layers a VM has its writable disk and its configuration disk.
+# Besides its layers a VM has its writable disk, and its configuration or seed disk.
 OWN_DISKS = 2
 PLATFORM_ARCHS = {"amd64": "x86_64", "arm64": "aarch64"}
 
@@ -38,6 +38,8 @@ class QEMU:
     max_disks = MAX_DISKS
     capabilities = (
         Capability.DIRECT_BOOT
+        | Capability.FIRMWARE_BOOT
+        | Capability.QCOW2
         | Capability.DISK_SERIALS
         | Capability.HUGEPAGES
         | Capability.ACPI_SHUTDOWN
@@ -50,6 +52,8 @@ class QEMU:
         find_machine(facts.arch)
         _check_binary(facts.binaries["qemu"], facts.arch)
         _check_platform(image, facts.arch)
+        if image.disk is not None:
+            _check_firmware(facts.binaries["qemu"], facts.arch)
         layers = min(len(image.layers), FEWEST_LAYERS)
         disks = layers + OWN_DISKS + len(spec.data_disks) + len(spec.volumes)
         if disks > MAX_DISKS:
@@ -99,6 +103,13 @@ def _check_binary(binary: BinaryFacts, arch: str) -> None:
             f"QEMU {binary.version} ({binary.path}) is older than {OLDEST_VERSION[0]}.{OLDEST_VERSION[1]}",
             hint="install a newer QEMU, or name one with COCOON_QEMU_BINARY",
         )
+
+
+def _check_firmware(binary: BinaryFacts, arch: str) -> None:
+    if binary.firmware is None or not binary.firmware.path:
+        package = {"x86_64": "ovmf", "aarch64": "qemu-efi-aarch64"}[arch]
+        reason = binary.firmware.reason if binary.firmware is not None else "it was not looked for"
+        raise Unsupported(f"QEMU cannot boot a cloud image: {reason}", hint=f"install it: apt-get install {package}")
 
 
 def _check_platform(image: Image, arch: str) -> None:

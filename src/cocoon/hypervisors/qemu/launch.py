@@ -17,8 +17,11 @@ emulation): 5 of 7 starts hung in its firmware; with ACPI off none did, at 3.4 s
 
 from __future__ import annotations
 
+import json
+
 from cocoon.errors import Unsupported
 from cocoon.hypervisors.capsule_names import (
+    FIRMWARE,
     INITRD,
     KERNEL,
     KILL_AFTER_S,
@@ -28,6 +31,8 @@ from cocoon.hypervisors.capsule_names import (
     OPEN_FILES,
     RUN_DIR,
     TUN,
+    VARIABLES,
+    base_name,
     bind_boot_files,
     bind_disks,
     cgroup_dirs,
@@ -35,7 +40,7 @@ from cocoon.hypervisors.capsule_names import (
 )
 from cocoon.model.capsule import CHANNEL_PORTS, Bind, CapsuleSpec, Device, channel_name, channel_socket
 from cocoon.model.host import BinaryFacts, HostFacts
-from cocoon.model.vm import NIC, DirectBoot, Disk, VMRecord
+from cocoon.model.vm import NIC, Disk, FirmwareBoot, VMRecord
 from cocoon.paths import VMPaths
 from cocoon.units import MIB
 from cocoon.value import Value
@@ -108,7 +113,7 @@ def find_machine(arch: str) -> Machine:
 
 
 def plan_capsule(vm: VMRecord, paths: VMPaths, facts: HostFacts) -> CapsuleSpec:
-    """The capsule that QEMU runs `vm` in. Raises Unsupported for a VM that boots by firmware."""
+    """The capsule that QEMU runs `vm` in."""
     binary = facts.binaries["qemu"]
     devices: list[Device] = []
     devices += [TUN] if vm.nics else []
@@ -174,6 +179,8 @@ def _machine(vm: VMRecord, facts: HostFacts) -> tuple[str, ...]:
     specific = machine.kvm_options if facts.kvm.usable else machine.emulation_options
     name = facts.binaries["qemu"].machine or machine.alias
     options = [name, machine.options, specific, "memory-backend=mem", "dump-guest-core=off", "mem-merge=off"]
+    if isinstance(vm.boot, FirmwareBoot):
+        options += ["pflash0=firmware", "pflash1=variables"] if vm.boot.variables_path else ["pflash0=firmware"]
     accelerator = (
         ("-accel", "kvm", "-cpu", "host")
         if facts.kvm.usable
@@ -200,11 +207,25 @@ def _memory(vm: VMRecord, facts: HostFacts) -> str:
 
 
 def _boot(vm: VMRecord) -> tuple[str, ...]:
-    if not isinstance(vm.boot, DirectBoot):
-        raise Unsupported("QEMU VMs that boot by firmware are not supported by this version of cocoon")
+    if isinstance(vm.boot, FirmwareBoot):
+        return ("-boot", "strict=on", *_flash(vm.boot))
     initrd = ("-initrd", INITRD) if vm.boot.initrd_path else ()
     # strict: the firmware leaves alone what it is not to boot from; it would try every disk else.
     return ("-boot", "strict=on", "-kernel", KERNEL, *initrd, "-append", vm.kernel_cmdline)
+
+
+def _flash(boot: FirmwareBoot) -> tuple[str, ...]:
+    """The firmware in one flash chip, shared and read-only; its settings in another, the VM's own."""
+    chips = [("firmware", FIRMWARE, "read-only=on,locking=off")]
+    chips += [("variables", VARIABLES, "read-only=off,locking=on")] if boot.variables_path else []
+    return tuple(
+        word
+        for name, path, access in chips
+        for word in (
+            "-blockdev", f"driver=file,node-name={name}-file,filename={path},{access}",
+            "-blockdev", f"driver=raw,node-name={name},file={name}-file,{access.partition(',')[0]}",
+        )
+    )  # fmt: skip
 
 
 def _monitors() -> tuple[str, ...]:
@@ -272,11 +293,27 @@ def _disk(vm: VMRecord, index: int, disk: Disk) -> tuple[str, ...]:
     slot, function = divmod(index, FUNCTIONS_PER_SLOT)
     several = ",multifunction=on" if function == 0 else ""
     place = f"{_address(FIRST_DISK_SLOT + slot, function)}{several}"
+    # Said by number, since the firmware would try the disks in an order of its own, and the network after them.
+    first = ",bootindex=0" if index == 0 and isinstance(vm.boot, FirmwareBoot) else ""
+    backing = f",backing={name}-base" if disk.backing else ""
     return (
+        *(_base(index, name) if disk.backing else ()),
         "-blockdev",
         f"driver=file,node-name={name}-file,filename={disk_name(index)},aio=threads,cache.direct={direct},{access}",
-        "-blockdev", f"driver=raw,node-name={name},file={name}-file,{access.partition(',')[0]}",
-        "-device", f"virtio-blk-pci,drive={name},serial={disk.serial},{place},num-queues={queues}{errors}",
+        "-blockdev",
+        f"driver={disk.format},node-name={name},file={name}-file{backing},{access.partition(',')[0]}",
+        "-device", f"virtio-blk-pci,drive={name},serial={disk.serial},{place},num-queues={queues}{errors}{first}",
+    )  # fmt: skip
+
+
+def _base(index: int, name: str) -> tuple[str, ...]:
+    """What an overlay lies over, as a node of its own, so that no name in any image's header is followed: not the
+    overlay's for this one, and not this one's own (null: it has none, whatever it says)."""
+    access = "aio=threads,cache.direct=off,read-only=on,locking=off"
+    node = {"driver": "qcow2", "node-name": f"{name}-base", "file": f"{name}-base-file", "backing": None}
+    return (
+        "-blockdev", f"driver=file,node-name={name}-base-file,filename={base_name(index)},{access}",
+        "-blockdev", json.dumps({**node, "read-only": True}),
     )  # fmt: skip
 
 
