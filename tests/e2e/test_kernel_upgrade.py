@@ -48,12 +48,15 @@ def test_the_next_start_has_the_new_guest_program(shared_cocoon: Cocoon, tmp_pat
     upgraded.run("run", "--name", "second", *size, "busybox", "sh", "-c", TELL)
     upgraded.wait_for_log("second", told(new))
     assert shared_cocoon.json("vm", "inspect", "first")["boot"] == before
-    assert Path(before["initrd_path"]).is_file()
+    # Nor does gc take anything from those who run.
+    assert upgraded.json("gc")["removed"] == [] and Path(before["initrd_path"]).is_file()
     upgraded.run("vm", "stop", "--force", "first")
     upgraded.run("vm", "start", "first")
     upgraded.wait_for_log("first", told(new))
     after = upgraded.json("vm", "inspect", "first")["boot"]
     assert after == upgraded.json("vm", "inspect", "second")["boot"] != before
+    assert [item["path"] for item in upgraded.json("gc")["removed"]] == [before["initrd_path"]]
+    assert [vm["state"] for vm in upgraded.json("vm", "list")] == ["running", "running"]
 
 
 def test_the_unpacked_kernel_boots(tmp_path: Path, kernel_deb: Path, other_kernel_deb: Path) -> None:

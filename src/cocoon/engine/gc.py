@@ -23,7 +23,6 @@ from cocoon.plan.plan import Plan
 from cocoon.value import Value
 
 if TYPE_CHECKING:
-    from cocoon.paths import Paths
     from cocoon.plan.step import Step
     from cocoon.plan.world import World
 
@@ -54,7 +53,7 @@ def collect_garbage(world: World, *, dry_run: bool = False) -> Collection:
         return Collection(removed=garbage, kept=verdict.kept)
     world.outputs = {}
     if garbage:
-        plan = Plan(kind=GC, vm_id="", steps=plan_collection(garbage, world.paths), recovery="finish")
+        plan = Plan(kind=GC, vm_id="", steps=plan_collection(garbage), recovery="finish")
         execute(world, lambda _: plan)
     world.store.checkpoint()
     failed = {name for output in world.outputs.values() if isinstance(output, Swept) for name in output.failed}
@@ -79,13 +78,10 @@ def find_garbage(world: World) -> Verdict:
     return judge(join((graph, *again)))
 
 
-def plan_collection(garbage: tuple[Item, ...], paths: Paths) -> tuple[Step, ...]:
+def plan_collection(garbage: tuple[Item, ...]) -> tuple[Step, ...]:
     """The steps, in the order of the kinds."""
-    steps: list[Step] = []
-    for kind in KINDS:
-        items = [item for item in garbage if item.kind == kind.name]
-        steps += kind.plan(items, paths) if items else ()
-    return tuple(steps)
+    of_kind = {kind.name: [item for item in garbage if item.kind == kind.name] for kind in KINDS}
+    return tuple(kind.plan(of_kind[kind.name]) for kind in KINDS if of_kind[kind.name])
 
 
 def _outermost(items: tuple[Item, ...]) -> tuple[Item, ...]:

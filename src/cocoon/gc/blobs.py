@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from cocoon.gc.graph import Graph, Item, Root
@@ -11,7 +10,6 @@ from cocoon.gc.kind import Kind, Sweep
 from cocoon.gc.rows import Rows
 from cocoon.host.files import list_directory
 from cocoon.paths import Paths
-from cocoon.plan.step import Step
 
 if TYPE_CHECKING:
     from cocoon.plan.world import World
@@ -55,6 +53,8 @@ class Blobs(Kind):
     """The files of layers and of cloud images."""
 
     name: ClassVar[str] = "blob"
+    sweep: ClassVar[type[Sweep]] = SweepBlobs
+    by_name: ClassVar[bool] = True
 
     def look(self, paths: Paths) -> Graph:
         """Every file that has a blob's name."""
@@ -67,15 +67,12 @@ class Blobs(Kind):
         lost = tuple(_item(blob.file_name, "") for blob in rows.blobs if f"digest:{blob.sha256}" not in found)
         return Graph(items=(*items, *lost))
 
-    def plan(self, items: Sequence[Item], paths: Paths) -> tuple[Step, ...]:
-        """All in one step."""
-        return (SweepBlobs(names=tuple(item.name for item in items)),)
-
 
 class BootFiles(Kind):
     """Kernels and initramfs images out of layers."""
 
     name: ClassVar[str] = "boot"
+    sweep: ClassVar[type[Sweep]] = SweepBootFiles
 
     def look(self, paths: Paths) -> Graph:
         """Every directory named after a layer."""
@@ -94,10 +91,6 @@ class BootFiles(Kind):
         busy = any(operation.kind.startswith("image.") for operation in rows.operations)
         roots = (Root(node=item.node, caution="an image is being made") for item in items) if busy else ()
         return Graph(items=items, roots=tuple(roots), needs=tuple(needs))
-
-    def plan(self, items: Sequence[Item], paths: Paths) -> tuple[Step, ...]:
-        """One name stands for all."""
-        return (SweepBootFiles(names=(items[0].path,)),)
 
 
 def _item(name: str, path: str) -> Item:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from cocoon.gc.graph import Graph, Item, mark
@@ -11,7 +10,6 @@ from cocoon.gc.kind import Kind, Sweep
 from cocoon.gc.rows import Rows, draw_rows, read_rows
 from cocoon.host.files import list_directory, remove_file
 from cocoon.paths import Paths
-from cocoon.plan.step import Step
 
 if TYPE_CHECKING:
     from cocoon.plan.world import World
@@ -42,6 +40,7 @@ class Kernels(Kind):
     """Whole kernels."""
 
     name: ClassVar[str] = "kernel"
+    sweep: ClassVar[type[Sweep]] = SweepKernels
 
     def look(self, paths: Paths) -> Graph:
         """Every directory."""
@@ -53,15 +52,12 @@ class Kernels(Kind):
             for name in list_directory(paths.kernels)
         ))  # fmt: skip
 
-    def plan(self, items: Sequence[Item], paths: Paths) -> tuple[Step, ...]:
-        """All in one step."""
-        return (SweepKernels(names=tuple(item.path for item in items)),)
-
 
 class Initrds(Kind):
     """One file of a kernel: its initramfs for one version of the engine."""
 
     name: ClassVar[str] = "initrd"
+    sweep: ClassVar[type[Sweep]] = SweepInitrds
 
     def look(self, paths: Paths) -> Graph:
         """Those of every kernel."""
@@ -80,7 +76,3 @@ class Initrds(Kind):
         """In a directory that a command works on, or that goes as a whole, they are not looked at one by one."""
         named = {os.path.dirname(kernel.kernel_path) for kernel in rows.kernels}
         return Graph(items=tuple(item for item in items if os.path.dirname(item.path) in named))
-
-    def plan(self, items: Sequence[Item], paths: Paths) -> tuple[Step, ...]:
-        """All in one step."""
-        return (SweepInitrds(names=tuple(item.path for item in items)),)

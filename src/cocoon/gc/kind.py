@@ -17,29 +17,6 @@ if TYPE_CHECKING:
     from cocoon.plan.world import World
 
 
-class Kind:
-    """One kind, `name` in items and output. `look` and `examine` read the disk, `draw` and `plan` are pure."""
-
-    name: ClassVar[str] = ""
-
-    def look(self, paths: Paths) -> Graph:
-        """What is there, and what the disk itself says about who needs it. Called before the rows are read: what is
-        made later is not garbage yet. Raises HostFault."""
-        return Graph()
-
-    def draw(self, items: tuple[Item, ...], rows: Rows, paths: Paths) -> Graph:
-        """These items, and who needs them beyond what `draw_rows` knows."""
-        return Graph(items=items)
-
-    def examine(self, items: Sequence[Item], paths: Paths) -> Graph:
-        """A second look at what no row needs: roots with a caution, and what they need."""
-        return Graph()
-
-    def plan(self, items: Sequence[Item], paths: Paths) -> tuple[Step, ...]:
-        """The steps that remove these, of all kinds in the order of `kinds.KINDS`."""
-        raise NotImplementedError
-
-
 class Swept(Value):
     """The output of a sweep: the names of what could not be removed."""
 
@@ -82,3 +59,31 @@ class Sweep(Step):
 
     def undo(self, world: World) -> None:
         """Nothing: a removal is finished, never undone."""
+
+
+class Kind:
+    """One kind, `name` in items and output. `look` and `examine` read the disk, `draw` and `plan` are pure.
+
+    `sweep` is the step that removes such things, by their paths or, with `by_name`, by their names.
+    """
+
+    name: ClassVar[str] = ""
+    sweep: ClassVar[type[Sweep]] = Sweep
+    by_name: ClassVar[bool] = False
+
+    def look(self, paths: Paths) -> Graph:
+        """What is there, and what the disk itself says about who needs it. Called before the rows are read: what is
+        made later is not garbage yet. Raises HostFault."""
+        return Graph()
+
+    def draw(self, items: tuple[Item, ...], rows: Rows, paths: Paths) -> Graph:
+        """These items, and who needs them beyond what `draw_rows` knows."""
+        return Graph(items=items)
+
+    def examine(self, items: Sequence[Item], paths: Paths) -> Graph:
+        """A second look at what no row needs: roots with a caution, and what they need."""
+        return Graph()
+
+    def plan(self, items: Sequence[Item]) -> Step:
+        """The step that removes these; the steps of all kinds come in the order of `kinds.KINDS`."""
+        return self.sweep(names=tuple(dict.fromkeys(item.name if self.by_name else item.path for item in items)))

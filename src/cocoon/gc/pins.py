@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from cocoon.gc.graph import Graph, Item
 from cocoon.gc.kind import Kind, Sweep
 from cocoon.gc.rows import OWNERS, Rows, owner_node
 from cocoon.paths import Paths
-from cocoon.plan.step import Step
 
 if TYPE_CHECKING:
     from cocoon.plan.world import World
@@ -46,6 +44,8 @@ class Pins(Kind):
     """The kind."""
 
     name: ClassVar[str] = "pin"
+    sweep: ClassVar[type[Sweep]] = SweepPins
+    by_name: ClassVar[bool] = True
 
     def draw(self, items: tuple[Item, ...], rows: Rows, paths: Paths) -> Graph:
         """An item for each owner that is not there."""
@@ -61,7 +61,3 @@ class Pins(Kind):
                 for owner in ghosts(rows)
             )
         )
-
-    def plan(self, items: Sequence[Item], paths: Paths) -> tuple[Step, ...]:
-        """All in one step."""
-        return (SweepPins(names=tuple(item.name for item in items)),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from cocoon.gc.graph import Graph, Item
@@ -11,7 +11,6 @@ from cocoon.gc.kind import Kind, Sweep
 from cocoon.host.files import list_directory, remove_file
 from cocoon.host.locks import is_locked, try_lock
 from cocoon.paths import Paths
-from cocoon.plan.step import Step
 
 if TYPE_CHECKING:
     from cocoon.plan.world import World
@@ -46,6 +45,7 @@ class Temporary(Kind):
     """Temporary files beside what they were to become, but for VMs' directories: these have their own ways."""
 
     name: ClassVar[str] = "temporary"
+    sweep: ClassVar[type[Sweep]] = SweepTemporary
 
     def look(self, paths: Paths) -> Graph:
         """Those in our directories, two levels deep where a kernel or boot files have one."""
@@ -57,15 +57,12 @@ class Temporary(Kind):
             )
         )
 
-    def plan(self, items: Sequence[Item], paths: Paths) -> tuple[Step, ...]:
-        """All in one step."""
-        return (SweepTemporary(names=tuple(item.path for item in items)),)
-
 
 class DatabaseParts(Kind):
     """Beside the database."""
 
     name: ClassVar[str] = "database"
+    sweep: ClassVar[type[Sweep]] = SweepDatabaseParts
 
     def look(self, paths: Paths) -> Graph:
         """`state.db.new`, with SQLite's own files beside it, and `state.db.v<number>.backup.tmp`."""
@@ -78,10 +75,6 @@ class DatabaseParts(Kind):
             for name in list_directory(paths.root_dir)
             if name.startswith(f"{start}new") or (name.startswith(f"{start}v") and name.endswith(".backup.tmp"))
         ))  # fmt: skip
-
-    def plan(self, items: Sequence[Item], paths: Paths) -> tuple[Step, ...]:
-        """All in one step."""
-        return (SweepDatabaseParts(names=tuple(item.path for item in items)),)
 
 
 def _directories(paths: Paths) -> Iterator[str]:

@@ -20,7 +20,6 @@ from cocoon.host import cgroup
 from cocoon.host.files import list_directory, read_bounded
 from cocoon.host.locks import is_locked
 from cocoon.paths import NETNS_DIR, Paths
-from cocoon.plan.step import Step
 
 if TYPE_CHECKING:
     from cocoon.plan.world import World
@@ -81,6 +80,7 @@ class VMs(Kind):
     """Directories."""
 
     name: ClassVar[str] = "vm"
+    sweep: ClassVar[type[Sweep]] = SweepVMs
 
     def look(self, paths: Paths) -> Graph:
         """Every directory with a VM's id."""
@@ -112,15 +112,13 @@ class VMs(Kind):
                 roots.append(Root(node=node, caution=ALIVE))
         return Graph(roots=tuple(roots), needs=tuple(sorted(needs)))
 
-    def plan(self, items: Sequence[Item], paths: Paths) -> tuple[Step, ...]:
-        """All in one step."""
-        return (SweepVMs(names=tuple(item.path for item in items)),)
-
 
 class Cgroups(Kind):
     """Control groups of VMs that one of our directories vouches for."""
 
     name: ClassVar[str] = "cgroup"
+    sweep: ClassVar[type[Sweep]] = SweepCgroups
+    by_name: ClassVar[bool] = True
 
     def look(self, paths: Paths) -> Graph:
         """Every such group, in every hierarchy."""
@@ -139,16 +137,13 @@ class Cgroups(Kind):
         """A VM needs its groups."""
         return Graph(items=items, needs=tuple((f"vm:{item.name}", item.node) for item in items))
 
-    def plan(self, items: Sequence[Item], paths: Paths) -> tuple[Step, ...]:
-        """All in one step, each id once."""
-        names = dict.fromkeys(item.name for item in items)
-        return (SweepCgroups(names=tuple(names)),)
-
 
 class Networks(Kind):
     """Network namespaces of VMs that one of our directories vouches for."""
 
     name: ClassVar[str] = "netns"
+    sweep: ClassVar[type[Sweep]] = SweepNetns
+    by_name: ClassVar[bool] = True
 
     def look(self, paths: Paths) -> Graph:
         """Every such namespace."""
@@ -165,10 +160,6 @@ class Networks(Kind):
         """A VM needs the namespace of its id, besides what its NICs name."""
         needs = ((f"vm:{item.name.removeprefix(NETNS_PREFIX)}", item.node) for item in items)
         return Graph(items=items, needs=tuple(needs))
-
-    def plan(self, items: Sequence[Item], paths: Paths) -> tuple[Step, ...]:
-        """All in one step."""
-        return (SweepNetns(names=tuple(item.name for item in items)),)
 
 
 def _mirror_paths(path: str) -> frozenset[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from cocoon.gc.graph import Graph, Item
@@ -12,7 +11,6 @@ from cocoon.gc.rows import Rows
 from cocoon.host.files import list_directory
 from cocoon.images.blobs import SUFFIXES
 from cocoon.paths import Paths
-from cocoon.plan.step import Step
 
 if TYPE_CHECKING:
     from cocoon.plan.world import World
@@ -43,6 +41,7 @@ class Work(Kind):
     """The kind."""
 
     name: ClassVar[str] = "work"
+    sweep: ClassVar[type[Sweep]] = SweepWork
 
     def look(self, paths: Paths) -> Graph:
         """Every entry, and the blobs that it holds: an image's files are there before its rows."""
@@ -58,7 +57,3 @@ class Work(Kind):
     def draw(self, items: tuple[Item, ...], rows: Rows, paths: Paths) -> Graph:
         """An operation needs the directory of its id."""
         return Graph(items=items, needs=tuple((f"operation:{o.id}", f"work:{o.id}") for o in rows.operations))
-
-    def plan(self, items: Sequence[Item], paths: Paths) -> tuple[Step, ...]:
-        """All in one step."""
-        return (SweepWork(names=tuple(item.path for item in items)),)
