@@ -103,8 +103,9 @@ def test_what_came_and_went_leaves_the_directories_of_a_new_store(cocoon: Cocoon
     cocoon.run("image", "rm", "app")
     cocoon.run("kernel", "rm", "k")
     assert cocoon.run("gc").stdout == ""
-    # What was found out about the host stays, and the number of the next uid.
-    assert set(inventory(paths_of(cocoon))) - set(fresh) <= {"run/host-facts.json", "setting uid.next"}
+    # What was found out about the host stays, the number of the next uid, and the network that is there for all.
+    kept = {"run/host-facts.json", "setting uid.next", "network default"}
+    assert set(inventory(paths_of(cocoon))) - set(fresh) <= kept
     assert set(fresh) <= set(inventory(paths_of(cocoon)))
 
 
