@@ -15,7 +15,7 @@ import pytest
 from backports import zstd
 
 from cocoon.engine import image as verbs
-from cocoon.errors import CocoonError, InvalidSpec
+from cocoon.errors import CocoonError, InvalidSpec, Unsupported
 from disk_scene import FORMATS, is_same_disk, make_disk, make_raw
 from image_scene import NOTHING, inventory, make_world
 
@@ -93,10 +93,10 @@ def test_stdin(cocoon, raw: Path) -> None:
     assert shown["type"] == "disk" and shown["source"] == "stdin" and shown["virtual_bytes"] == raw.stat().st_size
 
 
-def test_several_archives_are_refused(world, tmp_path: Path) -> None:
+def test_several_files_of_no_kind_are_refused(world, tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_bytes(b"x" * 1000)
-    with pytest.raises(InvalidSpec, match="is no disk"):
+    with pytest.raises(Unsupported, match="is nothing that is known here"):
         verbs.import_image(world, "x", [str(tmp_path / "a"), str(tmp_path / "b")])
     with pytest.raises(InvalidSpec, match="cannot be one of several"):
         verbs.import_image(world, "x", [str(tmp_path / "a"), "-"])

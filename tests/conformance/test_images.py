@@ -177,7 +177,9 @@ def test_docker_archives(world, tmp_path: Path) -> None:
     with pytest.raises(Ambiguous, match="app:1, app:2"):
         verbs.import_image(world, "other", str(path))
     assert len(verbs.import_image(world, "app:2", str(path)).layers) == 2
-    assert len(verbs.import_image(world, "other", str(path), reference="app:1").layers) == 1
+    assert (
+        len(verbs.import_image(world, "other", str(path), options=verbs.ImportOptions(reference="app:1")).layers) == 1
+    )
 
 
 def test_several_images_in_a_layout(world, tmp_path: Path) -> None:
@@ -185,7 +187,7 @@ def test_several_images_in_a_layout(world, tmp_path: Path) -> None:
     layout = write_layout(tmp_path / "l", images)
     with pytest.raises(Ambiguous, match="one, two"):
         verbs.import_image(world, "three", str(layout))
-    image = verbs.import_image(world, "three", str(layout), reference="two")
+    image = verbs.import_image(world, "three", str(layout), options=verbs.ImportOptions(reference="two"))
     assert image.layers[0].diff_id == Layer(UPPER).diff_id
 
 
@@ -315,7 +317,8 @@ def test_what_is_no_archive(world, tmp_path: Path) -> None:
     for content, words in (
         (b"hello", "nothing that is known"),
         (b"BZh" + bytes(600), "bzip2"),
-        (LOWER, "holds no image"),
+        (make_tar([("index.json", b"{}")]), "lacks 'oci-layout'"),
+        (make_tar([("manifest.json", b"{}")]), "no list of images"),
     ):
         path = tmp_path / "file"
         path.write_bytes(content)

@@ -10,11 +10,13 @@ from cocoon.cli.context import Context
 from cocoon.cli.grammar import Call, Command, Option
 from cocoon.cli.options import OUTPUT, QUIET, Batch, checked_reference, references
 from cocoon.cli.output import say, write_json, write_line
+from cocoon.cli.process import PROCESS_OPTIONS, read_environment
 from cocoon.engine import image as verbs
 from cocoon.engine.inspect import render_time
 from cocoon.errors import InvalidSpec
 from cocoon.model.image import Image
-from cocoon.units import render_size
+from cocoon.model.vm import ProcessSpec
+from cocoon.units import printable, render_size
 
 
 def _pull(context: Context, call: Call) -> int:
@@ -37,15 +39,40 @@ def _import(context: Context, call: Call) -> int:
     name, files = checked_reference(call.words[0]), call.words[1:]
     if not files and sys.stdin.isatty():
         raise InvalidSpec("image import needs FILE", hint=f"usage: cocoon image import {call.command.usage}")
+    options = verbs.ImportOptions(
+        reference=call.text("reference"),
+        platform=call.text("platform"),
+        process=ProcessSpec(
+            environment=read_environment(call),
+            working_dir=call.text("workdir"),
+            user=call.text("user"),
+            entrypoint=_read_words(call, "entrypoint") if call.has("entrypoint") else None,
+        ),
+        command=_read_words(call, "cmd"),
+    )
     with show_progress(f"importing {name}") as progress:
-        image = verbs.import_image(
-            context.engine().world(), name, files, reference=call.text("reference"), progress=progress
-        )
+        image = verbs.import_image(context.engine().world(), name, files, options=options, progress=progress)
     if context.json:
         write_json(summary(image))
     else:
         write_line(image.name)
     return 0
+
+
+def _read_words(call: Call, option: str) -> tuple[str, ...]:
+    """The words of `--cmd 'sh -c "exit 1"'` or `--cmd '["sh", "-c", "exit 1"]'`."""
+    import json
+    import shlex
+
+    text = call.text(option)
+    try:
+        words = json.loads(text) if text.startswith("[") else shlex.split(text)
+    except ValueError as error:
+        hint = """write it as for a shell, or as JSON: '["program", "argument"]'"""
+        raise InvalidSpec(f"--{option} {printable(text)} is not understood", hint=hint) from error
+    if not all(isinstance(word, str) and "\0" not in word for word in words):
+        raise InvalidSpec(f"--{option} {printable(text)} holds something that is no word")
+    return tuple(words)
 
 
 def _export(context: Context, call: Call) -> int:
@@ -157,17 +184,22 @@ COMMANDS = {
             examples=("cocoon image pull debian:13", "cocoon image pull ghcr.io/owner/app:1.2 localhost:5000/app"),
         ),
         Command(
-            path="image import", summary="Make an image of an archive of images, or of a disk",
+            path="image import", summary="Make an image of an archive of images, of root file systems, or of a disk",
             run=_import, usage="NAME [FILE...]", least=1, most=None, completes="file",
             options=(
                 Option(name="reference", value="NAME", help="Which image of an archive that holds several"),
-                OUTPUT,
+                Option(name="platform", value="OS/ARCH", default="this host's", help="Which of several, or what it is"),
+                Option(name="entrypoint", value="WORDS", help="For a root file system: what it runs"),
+                Option(name="cmd", value="WORDS", help="For a root file system: what it runs by default"),
+                *PROCESS_OPTIONS, OUTPUT,
             ),
             details="What FILE is, its content tells: a docker-archive, an OCI archive, a directory with an OCI "
-            "layout, or a disk (qcow2, raw, VMDK, VHD, VHDX; compressed with gzip, xz or zstd, too). Several FILEs are "
-            "the parts of one disk. Without FILE, or with -, standard input is read.",
+            "layout, the tar of a root file system, or a disk (qcow2, raw, VMDK, VHD, VHDX); compressed with gzip, xz "
+            "or zstd, too. Several FILEs are layers, the lowest first, or the parts of one disk. Without FILE, or with "
+            "-, standard input is read.",
             examples=(
                 "docker save app | cocoon image import app", "cocoon image import app app.tar",
+                "cocoon image import --cmd /sbin/init mine base.tar.xz changes.tar",
                 "cocoon image import debian-cloud debian-13-generic-amd64.qcow2",
             ),
         ),

@@ -21,7 +21,7 @@ COMMANDS = {
     "inspect": ("inspect", "Show everything about one VM or image"),
     "version": ("system", "Show the version"),
     "image export": ("image", "Write an image to an OCI archive"),
-    "image import": ("image", "Make an image of an archive of images, or of a disk"),
+    "image import": ("image", "Make an image of an archive of images, of root file systems, or of a disk"),
     "image inspect": ("image", "Show everything about one image"),
     "image list": ("image", "List images"),
     "image pull": ("image", "Fetch images from a registry"),

@@ -11,7 +11,8 @@ import time
 from typing import TYPE_CHECKING
 
 from cocoon.errors import Ambiguous, CocoonError, InvalidSpec, InvalidState, NotFound
-from cocoon.model.image import Blob, Image
+from cocoon.model.image import Blob, Image, ImageConfig
+from cocoon.model.vm import ProcessSpec
 from cocoon.units import printable
 from cocoon.value import Value, to_plain
 
@@ -57,35 +58,83 @@ def pull_image(
     return _make(world, source, f"{reference}", progress=progress, force=options.force)
 
 
+class ImportOptions(Value):
+    """`reference` chooses one of several images in an archive, `platform` one of several of an index. What a root file
+    system is for, and how it is run, is said by `platform`, `process` and `command`; archives and disks say it."""
+
+    reference: str = ""
+    platform: str = ""
+    process: ProcessSpec = ProcessSpec()
+    command: tuple[str, ...] = ()
+
+    @property
+    def says_how_to_run(self) -> bool:
+        """Whether anything of `process` or `command` is given."""
+        return bool(self.command) or self.process != ProcessSpec()
+
+
 def import_image(
-    world: World, name: str, files: str | Sequence[str], *, reference: str = "", progress: Progress | None = None
+    world: World,
+    name: str,
+    files: str | Sequence[str],
+    *,
+    options: ImportOptions | None = None,
+    progress: Progress | None = None,
 ) -> Image:
     """The image in `files`, told by their content, under `name`; none or "-" is stdin.
 
-    That is a docker-archive, an OCI archive or an OCI layout directory, of which `reference` (else the name) chooses
-    one of several images; or a disk, which may be compressed or in several parts, in order. Raises InvalidSpec,
+    That is a docker-archive, an OCI archive or an OCI layout directory; or tars of root file systems, each a layer, the
+    first at the bottom; or a disk, which may be in several parts, in order. Each may be compressed. Raises InvalidSpec,
     NotFound, Ambiguous, Corrupt, Unsupported, HostFault, Interrupted.
     """
     from cocoon.images.given import open_given
-    from cocoon.oci.archive import open_archive, read_archive
+    from cocoon.oci.archive import read_layout
     from cocoon.oci.reference import check_import_name
 
     check_import_name(name)
+    options = options or ImportOptions()
+    options = options.replace(reference=options.reference or name)
     paths = (files,) if isinstance(files, str) else tuple(files) or ("-",)
-    spool_dir = world.paths.work
     if len(paths) == 1 and os.path.isdir(paths[0]):
-        with open_archive(paths[0], spool_dir=spool_dir, reference=reference or name) as source:
-            return _make(world, source, name, progress=progress)
-    with open_given(paths, spool_dir=spool_dir) as given:
+        _check_says_itself(options, "an OCI layout")
+        source = read_layout(paths[0], reference=options.reference, platform=options.platform)
+        return _make(world, source, name, progress=progress)
+    with open_given(paths, spool_dir=world.paths.work) as given:
         if _is_disk(given):
             from cocoon.engine.disk_image import import_disk
 
+            _check_says_itself(options, "a disk")
             return import_disk(world, name, given, progress=progress)
-        if len(given) > 1:
-            hint = "a disk may be in several parts; they are given in their order"
-            raise InvalidSpec(f"{given[0].what} is no disk, so that there cannot be more parts of it", hint=hint)
-        with read_archive(given[0], spool_dir=spool_dir, reference=reference or name) as source:
-            return _make(world, source, name, progress=progress)
+        return _import_tars(world, name, given, options=options, progress=progress)
+
+
+def _import_tars(
+    world: World, name: str, given: Sequence[GivenFile], *, options: ImportOptions, progress: Progress | None
+) -> Image:
+    from cocoon.engine.process import check_process, draw_process
+    from cocoon.oci.archive import read_archive
+    from cocoon.oci.manifest import MAX_LAYERS, parse_platform
+    from cocoon.oci.rootfs import RootfsSource, open_tars
+
+    if len(given) > MAX_LAYERS:
+        raise InvalidSpec(f"{len(given)} files are more layers than the {MAX_LAYERS} that an image may have")
+    with open_tars(given, spool_dir=world.paths.work) as tars:
+        source: ImageSource
+        if len(tars) == 1 and tars[0].holds_images():
+            _check_says_itself(options, "an archive of images")
+            source = read_archive(tars[0], reference=options.reference, platform=options.platform)
+        else:
+            check_process(options.process)
+            config = draw_process(ImageConfig(), options.process, options.command)
+            source = RootfsSource(tars, config, parse_platform(options.platform))
+        return _make(world, source, name, progress=progress)
+
+
+def _check_says_itself(options: ImportOptions, what: str) -> None:
+    if options.says_how_to_run:
+        raise InvalidSpec(
+            f"{what} says itself how it is run", hint="leave --entrypoint, --cmd, --env, --workdir and --user out"
+        )
 
 
 def _is_disk(given: Sequence[GivenFile]) -> bool:

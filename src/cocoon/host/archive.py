@@ -155,6 +155,8 @@ class TarScanner:
             raise Corrupt(f"{self._what} has an entry after a block of zeros")
         if _number(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * 32:
             raise Corrupt(f"{self._what} has an entry with a wrong checksum, or is no tar archive")
+        if block[257:262] != b"ustar":
+            raise Unsupported(f"{self._what} has an entry in the form of before 1988", hint="pack it again: tar -H pax")
         self.entries += 1
         if self.entries > MAX_ENTRIES:
             raise Corrupt(f"{self._what} has more than {MAX_ENTRIES} entries")
@@ -180,8 +182,9 @@ class TarScanner:
             self._pending["linkpath"] = data.rstrip(b"\0")
         elif kind == b"x":
             self._pending.update(self._pax(data))
-        else:
-            self._pax(data)  # A global header: nothing in it concerns us, but it must be well-formed.
+        elif self._pax(data):
+            # Some readers, mkfs.erofs among them, would give every entry that name.
+            raise Corrupt(f"{self._what} has a global PAX header that is about single entries")
 
     def _pax(self, data: bytes) -> dict[str, bytes]:
         """The records of a PAX header (`<length> <key>=<value>\\n`) that matter here."""

@@ -9,13 +9,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from cocoon.errors import Ambiguous, CocoonError, Corrupt, Unsupported
-from cocoon.images.decompress import GZIP, ZSTD, Decompressor, plain_limit
-from cocoon.images.given import GivenFile, open_given, spool
-from cocoon.images.recognise import Kind, recognise
+from cocoon.images.decompress import GZIP, ZSTD
 from cocoon.images.source import SourceImage, SourceLayer
 from cocoon.oci.content import check_content, check_digest, check_layers, resolve_image
 from cocoon.oci.manifest import (
@@ -32,59 +30,24 @@ from cocoon.oci.manifest import (
     parse_json,
     parse_platform,
 )
-from cocoon.oci.members import CHUNK_BYTES, DirectoryMembers, Members, TarMembers, read_member
+from cocoon.oci.members import DirectoryMembers, Members, TarMembers, read_member
 from cocoon.oci.reference import parse_reference
-from cocoon.units import GIB, printable
+from cocoon.oci.rootfs import DOCKER, INDEX, LAYOUT, UNDERSTOOD, PlainTar
+from cocoon.units import printable
 
-LAYOUT, INDEX, DOCKER = "oci-layout", "index.json", "manifest.json"
-MAX_ARCHIVE_BYTES = 256 * GIB
 MAX_IMAGES = 10_000
 NAME_KEYS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
-UNDERSTOOD = "a docker-archive, an OCI archive, an OCI layout or a disk (qcow2, raw, VMDK, VHD, VHDX) is wanted"
 
 
-@contextmanager
-def open_archive(
-    path: str, *, spool_dir: str, reference: str, platform: str = ""
-) -> Iterator[OCISource | DockerSource]:
-    """The ImageSource in `path` ("-": stdin, kept in an unnamed file in `spool_dir` meanwhile).
-
-    Where there are several images, `reference` (a name as in the archive, a tag or a digest) chooses.
-    Raises NotFound, Unsupported (no archive of images), Corrupt, HostFault.
-    """
-    if path != "-" and os.path.isdir(path):
-        yield _source_in(DirectoryMembers(path), reference, parse_platform(platform))
-        return
-    with (
-        open_given((path,), spool_dir=spool_dir) as (given,),
-        read_archive(given, spool_dir=spool_dir, reference=reference, platform=platform) as source,
-    ):
-        yield source
+def read_layout(path: str, *, reference: str, platform: str = "") -> OCISource | DockerSource:
+    """The ImageSource in the directory `path`. Where there are several images, `reference` (a name as it stands there,
+    a tag or a digest) chooses. Raises Unsupported (no image there), Corrupt, HostFault."""
+    return _source_in(DirectoryMembers(path), reference, parse_platform(platform))
 
 
-@contextmanager
-def read_archive(
-    given: GivenFile, *, spool_dir: str, reference: str, platform: str = ""
-) -> Iterator[OCISource | DockerSource]:
-    """`open_archive` for a file that is open. Raises as that."""
-    with ExitStack() as stack:
-        fd, what = given.fd, given.what
-        start = os.pread(fd, 512, 0)
-        if start.startswith((GZIP, ZSTD)):
-            fd = stack.enter_context(spool(_unpacked(fd, what), spool_dir, limit_bytes=MAX_ARCHIVE_BYTES, what=what))
-            start = os.pread(fd, 512, 0)
-        kind = recognise(start)
-        if kind is not Kind.TAR:
-            raise Unsupported(f"{what} is {kind.value}: no archive of images", hint=UNDERSTOOD)
-        yield _source_in(TarMembers(fd, what), reference, parse_platform(platform))
-
-
-def _unpacked(fd: int, what: str) -> Iterator[bytes]:
-    size = os.fstat(fd).st_size
-    decompressor = Decompressor(what, plain_limit(size))
-    for at in range(0, size, CHUNK_BYTES):
-        yield from decompressor.feed(os.pread(fd, CHUNK_BYTES, at))
-    yield from decompressor.finish()
+def read_archive(tar: PlainTar, *, reference: str, platform: str = "") -> OCISource | DockerSource:
+    """The same for an archive."""
+    return _source_in(TarMembers(tar.fd, tar.what), reference, parse_platform(platform))
 
 
 def _source_in(members: Members, reference: str, wanted: Platform) -> OCISource | DockerSource:

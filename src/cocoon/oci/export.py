@@ -16,9 +16,10 @@ from cocoon.errors import CocoonError, Corrupt
 from cocoon.host.archive import DIRECTORY, END_MARKER, REGULAR
 from cocoon.host.archive_writer import Entry, padding, render_header
 from cocoon.model.image import Image, ImageConfig
-from cocoon.oci.archive import DOCKER, INDEX, LAYOUT, blob_name
+from cocoon.oci.archive import blob_name
 from cocoon.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from cocoon.oci.reference import parse_reference
+from cocoon.oci.rootfs import DOCKER, INDEX, LAYOUT
 
 if TYPE_CHECKING:
     from cocoon.images.source import Progress

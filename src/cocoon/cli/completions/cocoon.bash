@@ -18,7 +18,7 @@ _cocoon() {
         case $word in
             --root-dir=*) state=("$word") ;;
             --*=*) ;;
-            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --file | --reference | --platform | --name | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --publish | --network | --nics | --hypervisor | --kernel | --volume | --env | --env-file | --workdir | --user | --entrypoint | --password | --ssh-key | --user-data | --hostname | --tail | --timeout | -o | -o | -m | -p | -v | -e | -w | -u | -n) waiting=$word ;;
+            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --file | --reference | --platform | --entrypoint | --cmd | --env | --env-file | --workdir | --user | --name | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --publish | --network | --nics | --hypervisor | --kernel | --volume | --password | --ssh-key | --user-data | --hostname | --tail | --timeout | -o | -o | -e | -w | -u | -m | -p | -v | -n) waiting=$word ;;
             -*) ;;
             *)
                 case "$route:$word" in
@@ -90,12 +90,12 @@ _cocoon() {
             --log-dir) kind="directory" ;;
             --output | -o) kind="table json" ;;
             --file | -o) kind="file" ;;
+            --env-file) kind="file" ;;
             --modules) kind="directory" ;;
             --network) kind="network" ;;
             --hypervisor) kind="auto cloud-hypervisor firecracker qemu" ;;
             --kernel) kind="kernel" ;;
             --volume | -v) kind="file" ;;
-            --env-file) kind="file" ;;
             --ssh-key) kind="file" ;;
             --user-data) kind="file" ;;
         esac
@@ -107,7 +107,7 @@ _cocoon() {
             "inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "version") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image export") flags="--file --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "image import") flags="--reference --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image import") flags="--reference --platform --entrypoint --cmd --env --env-file --workdir --user --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image pull") flags="--platform --force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;

@@ -10,7 +10,7 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
             continue
         end
         switch $word
-            case --config --root-dir --run-dir --log-dir --dns --output --file --reference --platform --name --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --publish --network --nics --hypervisor --kernel --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --tail --timeout -o -o -m -p -v -e -w -u -n
+            case --config --root-dir --run-dir --log-dir --dns --output --file --reference --platform --entrypoint --cmd --env --env-file --workdir --user --name --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --publish --network --nics --hypervisor --kernel --volume --password --ssh-key --user-data --hostname --tail --timeout -o -o -e -w -u -m -p -v -n
                 set waiting $word
             case '-*'
             case '*'
@@ -166,7 +166,7 @@ complete -c cocoon -n '__cocoon_at "" 1' -a start -d 'Start VMs'
 complete -c cocoon -n '__cocoon_at "" 1' -a stop -d 'Stop VMs'
 complete -c cocoon -n '__cocoon_at "" 1' -a port -d 'List the published ports of a VM'
 complete -c cocoon -n '__cocoon_at "image" 1' -a export -d 'Write an image to an OCI archive'
-complete -c cocoon -n '__cocoon_at "image" 1' -a import -d 'Make an image of an archive of images, or of a disk'
+complete -c cocoon -n '__cocoon_at "image" 1' -a import -d 'Make an image of an archive of images, of root file systems, or of a disk'
 complete -c cocoon -n '__cocoon_at "image" 1' -a inspect -d 'Show everything about one image'
 complete -c cocoon -n '__cocoon_at "image" 1' -a list -d 'List images'
 complete -c cocoon -n '__cocoon_at "image" 1' -a pull -d 'Fetch images from a registry'
@@ -206,6 +206,13 @@ complete -c cocoon -n '__cocoon_at "version"' -s o -l output -d 'How to print th
 complete -c cocoon -n '__cocoon_at "image export"' -s o -l file -d 'Where to write it' -r -F
 complete -c cocoon -n '__cocoon_at "image export" 1' -f -a '(__cocoon_names image)'
 complete -c cocoon -n '__cocoon_at "image import"' -l reference -d 'Which image of an archive that holds several' -x
+complete -c cocoon -n '__cocoon_at "image import"' -l platform -d 'Which of several, or what it is' -x
+complete -c cocoon -n '__cocoon_at "image import"' -l entrypoint -d 'For a root file system: what it runs' -x
+complete -c cocoon -n '__cocoon_at "image import"' -l cmd -d 'For a root file system: what it runs by default' -x
+complete -c cocoon -n '__cocoon_at "image import"' -s e -l env -d 'Set a variable; K alone takes this shells value' -x
+complete -c cocoon -n '__cocoon_at "image import"' -l env-file -d 'Set the variables of a file, K=V lines' -r -F
+complete -c cocoon -n '__cocoon_at "image import"' -s w -l workdir -d 'Directory in the guest to run in' -x
+complete -c cocoon -n '__cocoon_at "image import"' -s u -l user -d 'Run as this user: name|uid[:group|gid]' -x
 complete -c cocoon -n '__cocoon_at "image import"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "image import" 999' -F
 complete -c cocoon -n '__cocoon_at "image inspect"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
