@@ -1,4 +1,4 @@
-"""Build hook: compiles the C programs, so that every wheel and editable install carries them."""
+"""Build hook: compiles the C programs, so that every wheel and editable install carries them; adds the recipes."""
 
 from __future__ import annotations
 
@@ -15,5 +15,7 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it collects files; `version` is "standard" or "editable"."""
         subprocess.run(["make", "--silent", "-C", f"{self.root}/native", "all"], check=True, stdin=subprocess.DEVNULL)
+        if version == "standard":  # An editable installation finds them in the checkout.
+            build_data["force_include"][f"{self.root}/guests"] = "cocoon/guests"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-linux_{platform.machine()}"

@@ -7,7 +7,7 @@
 # An installation is made aside and becomes the current one by a rename, so an interrupted run leaves the old one working.
 
 # shellcheck disable=SC2154  # source_dir, prefix, launcher: quickstart's; uv, python: setup/python.sh's
-sources=(src/cocoon native pyproject.toml uv.lock hatch_build.py README.md LICENSE)
+sources=(src/cocoon native guests pyproject.toml uv.lock hatch_build.py README.md LICENSE)
 
 list_sources() { # what an installation is made of, one path a line, nothing that was built
     (cd "$source_dir" && find "${sources[@]}" -type f -not -path '*/__pycache__/*' -not -path 'src/cocoon/libexec/*' \

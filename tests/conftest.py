@@ -50,19 +50,19 @@ def other_kernel_deb() -> Path:
 @pytest.fixture(scope="session")
 def debian_image() -> Path:
     """The quickstart's Debian guest: an OCI image layout."""
-    return fixtures.build_guest("debian")
+    return fixtures.build_recipe("debian")
 
 
 @pytest.fixture(scope="session")
 def busybox_image() -> Path:
     """A tiny image, one static busybox: an OCI image layout of three layers, with whiteouts."""
-    return fixtures.build_guest("busybox")
+    return fixtures.build_busybox()
 
 
 @pytest.fixture(scope="session")
 def kernel_image() -> Path:
     """A Debian with its own kernel and initramfs (the original's guest contract): an OCI image layout."""
-    return fixtures.build_guest("kernel")
+    return fixtures.build_recipe("debian-13")
 
 
 @pytest.fixture(scope="session")

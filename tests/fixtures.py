@@ -57,15 +57,24 @@ def build_once(name: str, inputs: list[Path], command: list[str]) -> Path:
     return target
 
 
-def guest_inputs(folder: str) -> list[Path]:
-    """Every file that a guest image is built from."""
-    guests = PROJECT / "guests"
-    return [path for path in (guests / folder).rglob("*") if path.is_file()] + [guests / "oci_layout.py"]
+def build_recipe(name: str) -> Path:
+    """The root of the recipe `name` as an OCI image layout: the very root that `cocoon image build` imports."""
+    from cocoon.images.recipe import find_recipe
+
+    recipe = find_recipe(name)
+    guests, tools = PROJECT / "guests", PROJECT / "tests" / "guests"
+    trees = [guests / name, *map(Path, recipe.files)]
+    inputs = {path for tree in trees for path in tree.rglob("*") if path.is_file()}
+    inputs |= {Path(script) for script in recipe.scripts} | {guests / "shared" / f"build-{recipe.distribution}"}
+    inputs |= {tools / "recipe_layout.py", tools / "oci_layout.py"}
+    return build_once(f"recipe-{name}", list(inputs), [sys.executable, str(tools / "recipe_layout.py"), name])
 
 
-def build_guest(folder: str) -> Path:
-    """The OCI image layout made by `guests/<folder>/build`."""
-    return build_once(f"guest-{folder}", guest_inputs(folder), [str(PROJECT / "guests" / folder / "build")])
+def build_busybox() -> Path:
+    """A tiny OCI image layout of three layers, with whiteouts."""
+    tools = PROJECT / "tests" / "guests"
+    inputs = [tools / "busybox-layers", tools / "oci_layout.py"]
+    return build_once("guest-busybox", inputs, [str(tools / "busybox-layers")])
 
 
 def add_layers(source: Path, target: Path, tars: list[bytes]) -> Path:

@@ -21,7 +21,8 @@ from cocoon.value import Value
 
 NETNS_DIR = "/run/netns"
 DEFAULT_ROOT_DIR = "/var/lib/cocoon"
-LIBEXEC_DIR = os.path.join(os.path.dirname(os.path.abspath(__file__)), "libexec")
+PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__))
+LIBEXEC_DIR = os.path.join(PACKAGE_DIR, "libexec")
 
 
 class VMPaths(Value):

@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": ("system", "Show what this host can do, and what to do about the rest"),
     "inspect": ("inspect", "Show everything about one VM or image"),
     "version": ("system", "Show the version"),
+    "image build": ("image_build", "Build an image from a recipe"),
     "image export": ("image", "Write an image to an OCI archive"),
     "image import": ("image", "Make an image of an archive of images, of root file systems, or of a disk"),
     "image inspect": ("image", "Show everything about one image"),

@@ -38,5 +38,5 @@ def _make(world: World, source: DiskSource, name: str, *, progress: Progress | N
     return make_image(
         DiskWorld(world, assembly),
         name,
-        lambda work_dir: AssembleDisk(work_dir=work_dir, name=name, created_at=created_at),
+        lambda work_dir: (AssembleDisk(work_dir=work_dir, name=name, created_at=created_at),),
     )

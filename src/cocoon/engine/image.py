@@ -151,14 +151,14 @@ def _make(world: World, source: ImageSource, name: str, *, progress: Progress | 
     image_world.assembly.force = force
     created_at = time.time()
     return make_image(
-        image_world, name, lambda work_dir: AssembleImage(work_dir=work_dir, name=name, created_at=created_at)
+        image_world, name, lambda work_dir: (AssembleImage(work_dir=work_dir, name=name, created_at=created_at),)
     )
 
 
-def make_image(world: World, name: str, draw_step: Callable[[str], Step]) -> Image:
-    """Carries out the step that makes an image in the work directory it is given, and gives the image `name`.
+def make_image(world: World, name: str, draw_steps: Callable[[str], tuple[Step, ...]]) -> Image:
+    """Carries out the steps that make an image in the work directory they are given, and gives the image `name`.
 
-    What had the name before goes when nothing else needs it. Raises what the step raises.
+    What had the name before goes when nothing else needs it. Raises what the steps raise.
     """
     from cocoon.host.files import remove_tree
     from cocoon.images import blobs
@@ -173,7 +173,7 @@ def make_image(world: World, name: str, draw_step: Callable[[str], Step]) -> Ima
     plan = Plan(
         kind="image.make",
         vm_id="",
-        steps=(MakeDirectory(path=work_dir), draw_step(work_dir)),
+        steps=(MakeDirectory(path=work_dir), *draw_steps(work_dir)),
         recovery="undo",
         on_success=(PutImage(blobs_dir=world.paths.blobs),),
     )

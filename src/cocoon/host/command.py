@@ -12,7 +12,7 @@ import errno
 import os
 import select
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cocoon.errors import CommandFailed, HostFault, NotFound, Timeout
 from cocoon.units import MIB, printable, render_size
@@ -168,13 +168,20 @@ class Running:
         self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
         self._output = bytearray()
         self._complaint = bytearray()
+        self._watch: Callable[[bytes], None] | None = None
         self._pidfd = os.pidfd_open(pid)
         for fd in (stdin, stdout, stderr):
             if fd >= 0:
                 os.set_blocking(fd, False)
 
-    def communicate(self, input_bytes: bytes = b"", *, timeout_s: float) -> bytes:
-        """Feeds `input_bytes`, closes stdin, and returns stdout after the program's end. Raises as `run` does."""
+    def communicate(
+        self, input_bytes: bytes = b"", *, timeout_s: float, watch: Callable[[bytes], None] | None = None
+    ) -> bytes:
+        """Feeds `input_bytes`, closes stdin, and returns stdout after the program's end. Raises as `run` does.
+
+        `watch` is given what the program writes to stderr, as it comes.
+        """
+        self._watch = watch
         deadline = time.monotonic() + timeout_s
         try:
             self._exchange(memoryview(input_bytes), deadline, timeout_s)
@@ -251,6 +258,8 @@ class Running:
             kept += chunk
             if fd == self._stderr:
                 del kept[:-STDERR_KEPT_BYTES]
+                if self._watch is not None and chunk:
+                    self._watch(chunk)
             elif len(kept) > OUTPUT_LIMIT_BYTES:
                 raise CommandFailed(f"{self._name} wrote more than {render_size(OUTPUT_LIMIT_BYTES)}")
             if not chunk or not everything:

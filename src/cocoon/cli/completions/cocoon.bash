@@ -18,7 +18,7 @@ _cocoon() {
         case $word in
             --root-dir=*) state=("$word") ;;
             --*=*) ;;
-            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --file | --reference | --platform | --entrypoint | --cmd | --env | --env-file | --workdir | --user | --name | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --publish | --network | --nics | --hypervisor | --kernel | --volume | --password | --ssh-key | --user-data | --hostname | --tail | --timeout | -o | -o | -e | -w | -u | -m | -p | -v | -n) waiting=$word ;;
+            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --name | --file | --reference | --platform | --entrypoint | --cmd | --env | --env-file | --workdir | --user | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --publish | --network | --nics | --hypervisor | --kernel | --volume | --password | --ssh-key | --user-data | --hostname | --tail | --timeout | -o | -o | -e | -w | -u | -m | -p | -v | -n) waiting=$word ;;
             -*) ;;
             *)
                 case "$route:$word" in
@@ -31,6 +31,7 @@ _cocoon() {
                     ":doctor") route="doctor" ;;
                     ":inspect") route="inspect" ;;
                     ":version") route="version" ;;
+                    "image:build") route="image build" ;;
                     "image:export") route="image export" ;;
                     "image:import") route="image import" ;;
                     "image:inspect") route="image inspect" ;;
@@ -106,6 +107,7 @@ _cocoon() {
             "doctor") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "version") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image build") flags="--name --list --quiet --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image export") flags="--file --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image import") flags="--reference --platform --entrypoint --cmd --env --env-file --workdir --user --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
@@ -138,12 +140,13 @@ _cocoon() {
     else
         case $route in
             "") choices="image kernel network vm completion gc doctor inspect version create images logs ps pull rm rmi run start stop port" ;;
-            "image") choices="export import inspect list pull rm ls" ;;
+            "image") choices="build export import inspect list pull rm ls" ;;
             "kernel") choices="add default inspect list rm ls" ;;
             "network") choices="create inspect list rm ls" ;;
             "vm") choices="console create debug inspect list logs port rm run start stop ls ps" ;;
             "completion") kind="bash zsh fish" most=1 ;;
             "inspect") kind="vm" most=1 ;;
+            "image build") kind="directory" most=1 ;;
             "image export") kind="image" most=1 ;;
             "image import") kind="file" most=999 ;;
             "image inspect") kind="image" most=1 ;;

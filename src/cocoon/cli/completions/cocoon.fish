@@ -10,7 +10,7 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
             continue
         end
         switch $word
-            case --config --root-dir --run-dir --log-dir --dns --output --file --reference --platform --entrypoint --cmd --env --env-file --workdir --user --name --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --publish --network --nics --hypervisor --kernel --volume --password --ssh-key --user-data --hostname --tail --timeout -o -o -e -w -u -m -p -v -n
+            case --config --root-dir --run-dir --log-dir --dns --output --name --file --reference --platform --entrypoint --cmd --env --env-file --workdir --user --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --publish --network --nics --hypervisor --kernel --volume --password --ssh-key --user-data --hostname --tail --timeout -o -o -e -w -u -m -p -v -n
                 set waiting $word
             case '-*'
             case '*'
@@ -33,6 +33,8 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
                         set route 'inspect'
                     case ':version'
                         set route 'version'
+                    case 'image:build'
+                        set route 'image build'
                     case 'image:export'
                         set route 'image export'
                     case 'image:import'
@@ -165,6 +167,7 @@ complete -c cocoon -n '__cocoon_at "" 1' -a run -d 'Create a VM and start it'
 complete -c cocoon -n '__cocoon_at "" 1' -a start -d 'Start VMs'
 complete -c cocoon -n '__cocoon_at "" 1' -a stop -d 'Stop VMs'
 complete -c cocoon -n '__cocoon_at "" 1' -a port -d 'List the published ports of a VM'
+complete -c cocoon -n '__cocoon_at "image" 1' -a build -d 'Build an image from a recipe'
 complete -c cocoon -n '__cocoon_at "image" 1' -a export -d 'Write an image to an OCI archive'
 complete -c cocoon -n '__cocoon_at "image" 1' -a import -d 'Make an image of an archive of images, of root file systems, or of a disk'
 complete -c cocoon -n '__cocoon_at "image" 1' -a inspect -d 'Show everything about one image'
@@ -203,6 +206,11 @@ complete -c cocoon -n '__cocoon_at "doctor"' -s o -l output -d 'How to print the
 complete -c cocoon -n '__cocoon_at "inspect"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "inspect" 1' -f -a '(__cocoon_names vm)'
 complete -c cocoon -n '__cocoon_at "version"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "image build"' -l name -d 'Name of the image' -x
+complete -c cocoon -n '__cocoon_at "image build"' -l list -d 'Show the recipes that there are'
+complete -c cocoon -n '__cocoon_at "image build"' -s q -l quiet -d 'Say nothing but the id'
+complete -c cocoon -n '__cocoon_at "image build"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "image build" 1' -f -a '(__fish_complete_directories)'
 complete -c cocoon -n '__cocoon_at "image export"' -s o -l file -d 'Where to write it' -r -F
 complete -c cocoon -n '__cocoon_at "image export" 1' -f -a '(__cocoon_names image)'
 complete -c cocoon -n '__cocoon_at "image import"' -l reference -d 'Which image of an archive that holds several' -x
