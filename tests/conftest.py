@@ -72,6 +72,12 @@ def cloud_disk() -> Path:
 
 
 @pytest.fixture(scope="session")
+def recipe_image() -> Path:
+    """The same of Debian 12, whose kernel and systemd are older: an OCI image layout."""
+    return fixtures.build_recipe("debian-12")
+
+
+@pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fixtures.Registry]:
     """A real registry on a loopback port, one for each worker."""
     with fixtures.running_registry(tmp_path_factory.mktemp("registry")) as running:

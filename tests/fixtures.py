@@ -58,7 +58,7 @@ def build_once(name: str, inputs: list[Path], command: list[str]) -> Path:
 
 
 def build_recipe(name: str) -> Path:
-    """The root of the recipe `name` as an OCI image layout: the very root that `cocoon image build` imports."""
+    """What `cocoon image build` makes of the recipe `name`, as an OCI image layout."""
     from cocoon.images.recipe import find_recipe
 
     recipe = find_recipe(name)
@@ -66,7 +66,7 @@ def build_recipe(name: str) -> Path:
     trees = [guests / name, *map(Path, recipe.files)]
     inputs = {path for tree in trees for path in tree.rglob("*") if path.is_file()}
     inputs |= {Path(script) for script in recipe.scripts} | {guests / "shared" / f"build-{recipe.distribution}"}
-    inputs |= {tools / "recipe_layout.py", tools / "oci_layout.py"}
+    inputs |= {tools / "recipe_layout.py"}
     return build_once(f"recipe-{name}", list(inputs), [sys.executable, str(tools / "recipe_layout.py"), name])
 
 

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""recipe_layout.py RECIPE OUT: what `cocoon image build` would import, as an OCI image layout for a registry."""
+"""recipe_layout.py RECIPE OUT: what `cocoon image build RECIPE` makes, by `cocoon image export`, as an OCI image layout.
+
+So whoever uses the image in a test has tested both commands.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cocoon.images.recipe import find_recipe
-from cocoon.images.recipe_build import build_root
+COCOON = [sys.executable, "-c", "import sys; from cocoon.cli.main import main; sys.exit(main())"]
 
 
-def main(name: str, out: str) -> None:
-    recipe = find_recipe(name)
+def main(recipe: str, out: str) -> None:
     work = Path(f"{out}.work")
+    shutil.rmtree(work, ignore_errors=True)
     work.mkdir(mode=0o700)
+    cocoon = [*COCOON, "--root-dir", str(work / "root")]
     try:
-        root = build_root(recipe, str(work), lambda line: print(line, file=sys.stderr))
-        words = [f"--cmd={word}" for word in recipe.config.command]
-        words += [f"--env={word}" for word in recipe.config.environment]
-        words += [f"--workdir={recipe.config.working_dir}"] if recipe.config.working_dir else []
-        script = Path(__file__).with_name("oci_layout.py")
-        subprocess.run([sys.executable, "-I", str(script), out, root, *words], check=True)
+        subprocess.run([*cocoon, "image", "build", recipe], check=True)
+        subprocess.run([*cocoon, "image", "export", "--file", str(work / "image.tar"), recipe], check=True)
+        Path(out).mkdir()
+        subprocess.run(["tar", "--extract", "--file", str(work / "image.tar"), "--directory", out], check=True)
     finally:
         shutil.rmtree(work)
 

@@ -1,0 +1,94 @@
+"""The Debian recipe as a machine: without a NIC, with two, with a data disk, over a stop; its identity and its consoles.
+
+Both machines come from one image, which `cocoon image build debian-12` has built (tests/guests/recipe_layout.py).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fixtures import Cocoon
+from terminal_session import Session
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+SMALL = ("--cpu", "1", "--memory", "512M", "--storage", "1G")
+# Each answer between marks that the command line itself does not hold.
+ASK = (
+    "echo; "
+    "echo id=$(cat /etc/machine-id); "
+    "ip -4 -o address show | awk '{ print \"address=\" $2, $4 }'; "
+    "ip -4 route show default | awk '{ print \"route=\" $5, $NF }'; "
+    'awk \'$2 ~ "/srv" { print "mount=" $2, $3 }\' /proc/mounts; '
+    "echo line >>/srv/db/file; echo lines=$(wc -l </srv/db/file); "
+    "echo files=$(ls /etc/systemd/network | tr '\\n' ' '); "
+    "echo servers=$(resolvectl dns eth0); "
+    "echo state=$(networkctl list eth0 --no-legend | awk '{ print $4, $5 }'); "
+    "echo root=$(grep ^root: /etc/shadow | cut -d: -f2); "
+    "echo failed=$(systemctl list-units --failed --no-legend | wc -l); "
+    "echo END-$((6*7))\r"
+)
+
+
+def answers(cocoon: Cocoon, vm: str, *, prompt: str) -> dict[str, list[str]]:
+    """What the guest says on its console, where root is logged in without a password."""
+    cocoon.wait_for_log(vm, prompt, timeout=180)
+    session = Session(cocoon, "vm", "console", vm)
+    try:
+        session.type(ASK)
+        shown = session.wait_for("END-42", timeout=90).split("END-$((6*7))")[-1].replace("\r", "")
+    finally:
+        session.close()
+    found: dict[str, list[str]] = {}
+    for key, value in re.findall(r"^([a-z]+)=(.*)$", shown, re.MULTILINE):
+        found.setdefault(key, []).append(value)
+    return found
+
+
+@pytest.fixture(scope="module")
+def debian(tmp_path_factory: pytest.TempPathFactory, recipe_image: Path):
+    """A store with the image."""
+    runner = Cocoon(tmp_path_factory.mktemp("recipes") / "cocoon")
+    runner.run("image", "import", "debian-12", str(recipe_image), timeout=150)
+    yield runner
+    runner.close()
+
+
+@pytest.mark.timeout(600)
+def test_a_machine_of_the_recipe(debian: Cocoon) -> None:
+    debian.run("run", "-d", "--name", "alone", *SMALL, "--nics", "0", "debian-12", timeout=120)
+    data = ("--data-disk", "size=32M,name=db,mount=/srv/db")
+    debian.run("run", "-d", "--name", "pair", *SMALL, "--nics", "2", *data, "debian-12", timeout=120)
+
+    # Without a NIC nothing waits for one; the original waited 180 s.
+    log = debian.wait_for_log("alone", "guest: up", timeout=240)
+    assert "guest: host name " in log and "address none" in log
+    up = float(re.findall(r"guest: up ([0-9.]+) seconds", log)[-1])
+    assert up < 90, "two machines at once, emulated, on two cores"
+    assert "start job is running" not in log
+    alone = answers(debian, "alone", prompt="root@")
+
+    record = debian.json("vm", "inspect", "pair")
+    first = answers(debian, "pair", prompt="root@pair:")
+    nics = record["nics"]
+    expected = {f"eth{nic['index']} {nic['address']}/{nic['prefix']}" for nic in nics}
+    assert set(first["address"]) - {"lo 127.0.0.1/8"} == expected
+    assert first["route"] == ["eth0 100", "eth1 101"] or first["route"][0].startswith("eth0")
+    assert first["mount"] == ["/srv/db ext4"] and first["lines"] == ["1"]
+    files = first["files"][0].split()
+    assert [name for name in files if name.startswith("10-")] == sorted(
+        f"10-{nic['mac'].replace(':', '')}.network" for nic in nics
+    )
+    assert first["state"] == ["routable configured"]
+    assert first["root"] == ["*"] and first["failed"] == ["0"]
+    identities = {first["id"][0], alone["id"][0]}
+    assert len(identities) == 2 and all(re.fullmatch("[0-9a-f]{32}", identity) for identity in identities)
+    debian.run("vm", "rm", "--force", "alone")
+
+    debian.run("vm", "stop", "--timeout", "90", "pair", timeout=150)
+    debian.run("vm", "start", "pair", timeout=120)
+    second = answers(debian, "pair", prompt="root@pair:")
+    assert second == {**first, "lines": ["2"]}
