@@ -1,4 +1,4 @@
-"""The Debian recipe as a machine: without a NIC, with two, with a data disk, over a stop; its identity and its consoles.
+"""The Debian recipe as a machine: without a NIC, with two, with a data disk, over a stop; identity and consoles.
 
 Both machines come from one image, which `cocoon image build debian-12` has built (tests/guests/recipe_layout.py).
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""recipe_layout.py RECIPE OUT: what `cocoon image build RECIPE` makes, by `cocoon image export`, as an OCI image layout.
+"""recipe_layout.py RECIPE OUT: what `cocoon image build RECIPE` makes, exported, as an OCI image layout.
 
 So whoever uses the image in a test has tested both commands.
 """
