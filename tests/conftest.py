@@ -68,7 +68,7 @@ def kernel_image() -> Path:
 @pytest.fixture(scope="session")
 def cloud_disk() -> Path:
     """A Debian cloud image: a qcow2 that boots by UEFI and is set up by cloud-init."""
-    return fixtures.build_guest("cloud") / "disk.qcow2"
+    return fixtures.build_cloud_disk() / "disk.qcow2"
 
 
 @pytest.fixture(scope="session")

@@ -77,6 +77,12 @@ def build_busybox() -> Path:
     return build_once("guest-busybox", inputs, [str(tools / "busybox-layers")])
 
 
+def build_cloud_disk() -> Path:
+    """A Debian cloud image: a qcow2 that boots by UEFI and is set up by cloud-init."""
+    cloud = PROJECT / "tests" / "guests" / "cloud"
+    return build_once("guest-cloud", [path for path in cloud.rglob("*") if path.is_file()], [str(cloud / "build")])
+
+
 def add_layers(source: Path, target: Path, tars: list[bytes]) -> Path:
     """The layout `target`: the one image of the layout `source` with `tars` as layers on top of its own."""
     shutil.copytree(source, target)

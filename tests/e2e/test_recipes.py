@@ -35,17 +35,22 @@ ASK = (
 
 def answers(cocoon: Cocoon, vm: str, *, prompt: str) -> dict[str, list[str]]:
     """What the guest says on its console, where root is logged in without a password."""
-    cocoon.wait_for_log(vm, prompt, timeout=180)
+    cocoon.wait_for_log(vm, prompt, timeout=300)
     session = Session(cocoon, "vm", "console", vm)
     try:
         session.type(ASK)
-        shown = session.wait_for("END-42", timeout=90).split("END-$((6*7))")[-1].replace("\r", "")
+        shown = session.wait_for("END-42", timeout=150).split("END-$((6*7))")[-1].replace("\r", "")
     finally:
         session.close()
     found: dict[str, list[str]] = {}
     for key, value in re.findall(r"^([a-z]+)=(.*)$", shown, re.MULTILINE):
         found.setdefault(key, []).append(value)
     return found
+
+
+def up_after(log: str) -> float:
+    """Seconds of the guest's own clock until it greets."""
+    return float(re.findall(r"guest: up ([0-9.]+) seconds", log)[-1])
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +62,18 @@ def debian(tmp_path_factory: pytest.TempPathFactory, recipe_image: Path):
     runner.close()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_machine_of_the_recipe(debian: Cocoon) -> None:
     debian.run("run", "-d", "--name", "alone", *SMALL, "--nics", "0", "debian-12", timeout=120)
     data = ("--data-disk", "size=32M,name=db,mount=/srv/db")
     debian.run("run", "-d", "--name", "pair", *SMALL, "--nics", "2", *data, "debian-12", timeout=120)
 
-    # Without a NIC nothing waits for one; the original waited 180 s.
-    log = debian.wait_for_log("alone", "guest: up", timeout=240)
+    # Without a NIC nothing waits for one (the original: 180 s): it is up about when the other one is.
+    log = debian.wait_for_log("alone", "guest: up", timeout=300)
     assert "guest: host name " in log and "address none" in log
-    up = float(re.findall(r"guest: up ([0-9.]+) seconds", log)[-1])
-    assert up < 90, "two machines at once, emulated, on two cores"
     assert "start job is running" not in log
+    alone_s, pair_s = up_after(log), up_after(debian.wait_for_log("pair", "guest: up", timeout=300))
+    assert alone_s < 1.5 * pair_s + 30
     alone = answers(debian, "alone", prompt="root@")
 
     record = debian.json("vm", "inspect", "pair")
