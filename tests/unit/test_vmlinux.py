@@ -19,6 +19,7 @@ from cocoon.guest import vmlinux
 from cocoon.guest.unpack import CHUNK_BYTES, decompress
 from cocoon.guest.vmlinux import (
     MAX_ATTEMPTS,
+    check_whole,
     choose_form,
     ensure_vmlinux,
     find_elf_arch,
@@ -187,6 +188,21 @@ def test_what_stays_packed() -> None:
     for kernel in kernels:
         assert choose_form(kernel) == kernel
     assert choose_form(make_bzimage(good), limit_bytes=1000) == make_bzimage(good)
+
+
+def test_kernels_that_are_cut_off_or_none() -> None:
+    kernel = bytearray(make_bzimage(pack(make_elf(), ".gz")))
+    size = -(-(len(kernel) - 0x600) // 16)
+    kernel[0x1F4:0x1F8] = struct.pack("<I", size)
+    check_whole(bytes(kernel))
+    check_whole(bytes(kernel) + b"trailing")
+    with pytest.raises(Corrupt, match="cut off"):
+        check_whole(bytes(kernel[:-100]))
+    check_whole(make_elf())
+    check_whole(IMAGE)
+    for program in (Path("/bin/ls").read_bytes(), make_elf()[:-1], b"\x7fELF"):
+        with pytest.raises(Unsupported, match="no kernel"):
+            check_whole(program)
 
 
 # arm64

@@ -25,7 +25,7 @@ from cocoon.guest.initramfs import (
     slim_module,
 )
 from cocoon.guest.unpack import decompress
-from cocoon.guest.vmlinux import MAX_KERNEL_BYTES, choose_form, unwrap_kernel
+from cocoon.guest.vmlinux import MAX_KERNEL_BYTES, check_whole, choose_form, unwrap_kernel
 from cocoon.units import printable
 from cocoon.value import Value
 
@@ -196,6 +196,7 @@ def build_kernel(source: KernelSource, init: bytes) -> BuiltKernel:
         release = _find_release(kernel, source.modules)
     kernel = unwrap_kernel(kernel)
     arch = find_kernel_arch(kernel)
+    check_whole(kernel)
     _check_init(init, arch)
     if not _RELEASE.match(release):
         raise Corrupt(f"{printable(release)} is no kernel release")

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from cocoon.errors import CocoonError, Corrupt, NotFound, Unsupported
 from cocoon.guest.unpack import cut, decompress, decompress_chunks
-from cocoon.units import MIB, printable
+from cocoon.units import MIB, printable, render_size
 from cocoon.value import Value
 
 MAX_KERNEL_BYTES = 256 * MIB  # Of a kernel, packed or not.
@@ -44,7 +44,7 @@ _SECTOR_BYTES = 512
 _LEAST_PROTOCOL = 0x0208  # The first that has payload_offset and payload_length.
 _ELF_START = b"\x7fELF\x02\x01"  # 64 bits, little-endian.
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
-_ELF_HEADER_BYTES, _PROGRAM_HEADER_BYTES, _PT_LOAD = 64, 56, 1
+_ELF_HEADER_BYTES, _PROGRAM_HEADER_BYTES, _PT_LOAD, _PT_INTERP = 64, 56, 1, 3
 MAX_PROGRAM_HEADERS = 64  # Linux has 4 to 6.
 _NAMES = {
     ".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".bz2": "bzip2", ".lz4": "lz4", ".lzma": "lzma", ".lzo": "lzo",
@@ -127,7 +127,8 @@ def _write_payload(kernel: bytes, payload: Payload, out: BinaryIO, *, limit_byte
 
 
 def find_elf_arch(file: BinaryIO) -> str:
-    """`x86_64` or `aarch64` when `file` is an executable ELF of 64 bits whose segments all lie within it; else ""."""
+    """`x86_64` or `aarch64` when `file` is an executable ELF of 64 bits whose segments all lie within it, and which
+    needs nothing else to run (no interpreter, as programs do); else ""."""
     size_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
     header = file.read(_ELF_HEADER_BYTES)
@@ -145,8 +146,25 @@ def find_elf_arch(file: BinaryIO) -> str:
     segments = [file.read(_PROGRAM_HEADER_BYTES) for _ in range(count)]
     file.seek(0, os.SEEK_END)
     whole = all(field(segment, 0x08, 8) + field(segment, 0x20, 8) <= size_bytes for segment in segments)
-    loaded = any(field(segment, 0, 4) == _PT_LOAD for segment in segments)
-    return _ELF_MACHINES.get(field(header, 0x12, 2), "") if whole and loaded else ""
+    kinds = {field(segment, 0, 4) for segment in segments}
+    usable = whole and _PT_LOAD in kinds and _PT_INTERP not in kinds
+    return _ELF_MACHINES.get(field(header, 0x12, 2), "") if usable else ""
+
+
+def check_whole(kernel: bytes) -> None:
+    """Raises Corrupt for a bzImage that is shorter than its header says (syssize, in units of 16 bytes), Unsupported
+    for an ELF that is no kernel."""
+    if kernel.startswith(b"\x7fELF"):
+        if not find_elf_arch(io.BytesIO(kernel)):
+            raise Unsupported("this ELF file is no kernel", hint="give a vmlinux, or better the vmlinuz it came with")
+    elif kernel[0x202:0x206] == b"HdrS":
+        setup_bytes = ((kernel[0x1F1] or 4) + 1) * _SECTOR_BYTES
+        wanted = setup_bytes + 16 * int.from_bytes(kernel[0x1F4:0x1F8], "little")
+        if int.from_bytes(kernel[0x1F4:0x1F8], "little") and len(kernel) < wanted - 15:
+            raise Corrupt(
+                f"the kernel file is cut off: it has {render_size(len(kernel))} of {render_size(wanted)}",
+                hint="get it again",
+            )
 
 
 def unwrap_kernel(kernel: bytes, *, limit_bytes: int = MAX_KERNEL_BYTES) -> bytes:
