@@ -27,6 +27,7 @@ INIT_PATH = f"{LIBEXEC_DIR}/cocoon-init"
 MAX_INIT_BYTES = 8 * MIB
 MAX_ARCHIVE_BYTES = 256 * MIB
 DIGEST_LENGTH = 32
+ATTEMPTS = 3
 
 
 def read_init() -> bytes:
@@ -54,15 +55,18 @@ def refresh_kernel(world: World, kernel: Kernel) -> Kernel:
     path = initrd_path(directory, init)
     if kernel.initrd_path == path and os.path.isfile(path):
         return kernel
-    _write_initrd(path, init, kernel.modules_path)
-    with world.store.write() as transaction:
-        now = next((other for other in transaction.kernels() if other.id == kernel.id), None)
-        # Until the row names it the file is anybody's to remove; under this lock nobody does.
-        if now is None or not os.path.isfile(path):
-            raise InvalidState(f"kernel {kernel.name} was changed or removed meanwhile", hint="try again")
-        now = now.replace(initrd_path=path)
-        transaction.put_kernel(now)
-    return now
+    for _ in range(ATTEMPTS):
+        _write_initrd(path, init, kernel.modules_path)
+        with world.store.write() as transaction:
+            now = next((other for other in transaction.kernels() if other.id == kernel.id), None)
+            if now is None:
+                break
+            # Until the row names it `gc` may remove the file; under this lock it does not.
+            if os.path.isfile(path):
+                now = now.replace(initrd_path=path)
+                transaction.put_kernel(now)
+                return now
+    raise InvalidState(f"kernel {kernel.name} was changed or removed meanwhile", hint="try again")
 
 
 def refresh_boot(world: World, boot: Boot) -> Boot:
