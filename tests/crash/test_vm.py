@@ -75,7 +75,7 @@ def cloud(engine: Cocoon, tmp_path: Path) -> str:
 @pytest.mark.parametrize("verb", ["create", "run"])
 def test_killed_at_every_point_of_making_a_vm(engine: Cocoon, cloud: str, verb: str, kind: str) -> None:
     layers = ("-v", "/etc/os-release:/srv/os:ro", "busybox")
-    words = layers if kind == "layers" else ("--ssh-key", KEY, cloud)
+    words = layers if kind == "layers" else ("--memory", "256M", "--ssh-key", KEY, cloud)
     command = ("vm", verb, "--name", NAME, *SMALL, "--data-disk", "size=16M", *words)
     named = points(engine, *command)
     assert len(named) >= 14, named

@@ -13,8 +13,8 @@ import pytest
 from cocoon.cli import cloud
 from cocoon.cli.create import COMMANDS
 from cocoon.cli.grammar import parse
-from cocoon.errors import CocoonError, Corrupt, InvalidSpec, NotFound
-from cocoon.model.vm import FirstBoot, ProcessSpec
+from cocoon.errors import CocoonError, InvalidSpec, NotFound
+from cocoon.model.vm import FirstBoot, ProcessSpec, VMSpec
 from image_scene import make_world
 from qemu_examples import make_cloud_image, make_image, make_spec
 
@@ -81,7 +81,7 @@ def test_a_document_is_taken_as_it_is(tmp_path: Path) -> None:
         ("--ssh-key", b"-----BEGIN OPENSSH PRIVATE KEY-----\nx\n", InvalidSpec, "is a private key"),
         ("--ssh-key", b"# nothing\n", InvalidSpec, "holds no key"),
         ("--ssh-key", b"", InvalidSpec, "is empty"),
-        ("--ssh-key", b"x" * 70_000, Corrupt, "longer than 64KiB"),
+        ("--ssh-key", b"x" * 70_000, InvalidSpec, "longer than 64KiB"),
         ("--user-data", None, NotFound, "--user-data '/nonexistent' does not exist"),
         ("--user-data", b"", InvalidSpec, "is empty"),
         ("--user-data", b"\x1f\x8b\x08\xff", InvalidSpec, "is not UTF-8 text"),
@@ -106,11 +106,18 @@ def test_only_a_cloud_image_gets_a_password_of_its_own(tmp_path: Path, capsys: p
         transaction.put_image(make_image().replace(name="layers", id="sha256:" + "9" * 64))
     spec = make_spec(image="cloud", process=ProcessSpec(user="bob"))
     given = spec.replace(first_boot=FirstBoot(ssh_keys=(ED,)))
-    assert cloud.provide_login(world, given) == given
-    assert cloud.provide_login(world, spec.replace(image="layers")).first_boot is None
+    assert cloud.Login(world, given).used_by(lambda made: made) == given
+    assert cloud.Login(world, spec.replace(image="layers")).used_by(lambda made: made.first_boot) is None
     assert capsys.readouterr().err == ""
-    first = cloud.provide_login(world, spec).first_boot
+    first = cloud.Login(world, spec).used_by(lambda made: made.first_boot)
     said = capsys.readouterr().err
     password = said.split("password ")[1].split()[0]
     assert "log in as bob" in said and first is not None
     assert verifies(password, first.password_hash) and not first.password_for_ssh
+
+    def refuse(made: VMSpec) -> None:
+        raise InvalidSpec("no")
+
+    with pytest.raises(InvalidSpec):
+        cloud.Login(world, spec).used_by(refuse)
+    assert capsys.readouterr().err == ""

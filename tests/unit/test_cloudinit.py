@@ -15,7 +15,7 @@ from cocoon.hypervisors.qemu.backend import BACKEND
 from cocoon.model.vm import DiskRole, FirmwareBoot, FirstBoot, ProcessSpec, VMSpec, VolumeSpec
 from cocoon.paths import Paths
 from cocoon.plan.disks import SEED_CONTENT_BYTES
-from cocoon.units import GIB
+from cocoon.units import GIB, MIB
 from qemu_examples import VM_ID, make_cloud_image, make_cloud_vm, make_facts, make_image, make_nics, make_spec
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIUFB0Dg2cjGdFllBF4kEYyaQPnDsT+cSVhh+bul4LBo me@host"
@@ -145,6 +145,7 @@ def test_the_record_of_a_cloud_vm() -> None:
         ({"volumes": (VolumeSpec(host_path="/etc", guest_path="/etc", is_file=False),)}, "which take no -v"),
         ({"process": ProcessSpec(environment=("A=b",))}, "which take no -e, -w or --entrypoint"),
         ({"process": ProcessSpec(entrypoint=())}, "which take no -e, -w or --entrypoint"),
+        ({"memory_bytes": 255 * MIB}, "needs 256MiB of memory for its firmware and boot loader, not 255MiB"),
         ({"process": ProcessSpec(user="1000:1000")}, "'1000:1000' cannot be the name of an account"),
         ({"process": ProcessSpec(user="Bob")}, "'Bob' cannot be the name of an account"),
     ],

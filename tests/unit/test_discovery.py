@@ -16,7 +16,7 @@ from cocoon.model.host import BinaryFacts, Capability, HostFacts
 from cocoon.model.image import Image
 from cocoon.model.vm import VMSpec
 from cocoon.units import GIB, MIB
-from qemu_examples import make_facts, make_image, make_kvm_facts, make_spec
+from qemu_examples import make_cloud_image, make_facts, make_image, make_kvm_facts, make_spec
 
 FOUND = BinaryFacts(path="/opt/vmm", version="53.0", closure=(), reason="")
 
@@ -53,6 +53,14 @@ def test_one_of_a_later_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "backend_names", lambda: ("qemu",))
     with pytest.raises(Unsupported, match="not supported by this version of cocoon yet"):
         load("firecracker")
+
+
+def test_a_cloud_image_goes_only_where_there_is_firmware(monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu = load("qemu")
+    assert choose(make_spec(), make_cloud_image(), make_facts())[0] is qemu
+    monkeypatch.setattr(type(qemu), "capabilities", qemu.capabilities & ~Capability.FIRMWARE_BOOT)
+    with pytest.raises(Unsupported, match="qemu has no firmware to boot the cloud image cloud with"):
+        choose(make_spec(hypervisor="qemu"), make_cloud_image(), make_facts())
 
 
 def test_auto_passes_over_in_order_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

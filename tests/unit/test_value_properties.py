@@ -18,6 +18,7 @@ from cocoon.model.image import Image
 from cocoon.model.kernel import Kernel
 from cocoon.model.operation import Debt, Operation
 from cocoon.model.vm import VMRecord, VMSpec
+from cocoon.plan.disks import CopyFile, MakeOverlay, MakeSeed
 from cocoon.plan.plan import Plan, plan_from_plain, plan_to_plain
 from cocoon.plan.rows import DeleteVM, MarkRunning, SetVMState
 from cocoon.plan.steps import MakeCgroup, MakeDirectory, MakeSparseDisk, RemoveCgroup, RemoveTree, WriteFile
@@ -67,7 +68,9 @@ def of_value(cls: type[Value]) -> st.SearchStrategy[Any]:
 
 
 KINDS = (VMRecord, VMSpec, Image, Kernel, CapsuleSpec, HostFacts, CgroupFacts, Operation, Debt)
-STEPS = (MakeDirectory, MakeSparseDisk, WriteFile, RemoveTree, MakeCgroup, RemoveCgroup)
+STEPS = (
+    MakeDirectory, MakeSparseDisk, WriteFile, RemoveTree, MakeCgroup, RemoveCgroup, CopyFile, MakeOverlay, MakeSeed,
+)  # fmt: skip
 CHANGES = (SetVMState, MarkRunning, DeleteVM)
 
 

@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING
 from cocoon.cli.grammar import Call
 from cocoon.cli.output import say, write_stderr
 from cocoon.errors import CocoonError, Interrupted, InvalidState, NotFound
-from cocoon.model.vm import VMRecord, VMSpec, VMState
+from cocoon.model.vm import VMRecord, VMState
 
 if TYPE_CHECKING:
+    from cocoon.cli.cloud import Login
     from cocoon.engine.engine import Engine
 
 
-def run_attached(engine: Engine, spec: VMSpec, call: Call) -> int:
+def run_attached(engine: Engine, login: Login, call: Call) -> int:
     """Runs a VM and shows its console until it ends or the user leaves."""
     from cocoon.cli.terminal import attach
     from cocoon.host.console import DEFAULT_ESCAPE, ConsoleEnd, ConsoleMode, parse_escape
 
     interactive = call.is_on("interactive") or call.is_on("tty")
-    vm = engine.run_vm(spec)
+    vm = login.used_by(engine.run_vm)
     mode = ConsoleMode.WRITE if interactive else ConsoleMode.READ
     try:
         end = attach(
@@ -37,7 +38,7 @@ def run_attached(engine: Engine, spec: VMSpec, call: Call) -> int:
         end = ConsoleEnd.VM_ENDED
     except KeyboardInterrupt:
         # Only a reader gets here: in raw mode Ctrl-C is the guest's. With --rm nobody else waits for this VM.
-        if not spec.remove_on_exit:
+        if not login.spec.remove_on_exit:
             raise
         return _end(engine, vm, 130)
     if end is not ConsoleEnd.VM_ENDED:
@@ -46,14 +47,14 @@ def run_attached(engine: Engine, spec: VMSpec, call: Call) -> int:
     return _finish(engine, vm)
 
 
-def run_foreground(engine: Engine, spec: VMSpec) -> int:
+def run_foreground(engine: Engine, login: Login) -> int:
     """Runs a VM as a child of this process and waits for its end; SIGINT and SIGTERM stop the guest first."""
     import signal
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    vm = engine.run_vm(spec)
+    vm = login.used_by(engine.run_vm)
     say(f"started {vm.spec.name}; Ctrl-C stops it")
     previous = signal.signal(signal.SIGTERM, interrupt)
     try:

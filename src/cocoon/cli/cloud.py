@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from cocoon.cli.grammar import Call, Option
 from cocoon.cli.output import say
-from cocoon.errors import InvalidSpec, NotFound
+from cocoon.errors import Corrupt, HostFault, InvalidSpec, NotFound
 from cocoon.model.vm import FirstBoot, VMSpec
-from cocoon.units import KIB, MIB, printable
+from cocoon.units import KIB, MIB, printable, render_size
 
 if TYPE_CHECKING:
     from cocoon.plan.world import World
 
+T = TypeVar("T")
 FILE_LIMIT_BYTES = 1 * MIB
 KEY_FILE_LIMIT_BYTES = 64 * KIB
 MAX_PASSWORD = 255
@@ -44,21 +46,31 @@ def read_first_boot(call: Call) -> FirstBoot | None:
     )
 
 
-def provide_login(world: World, spec: VMSpec) -> VMSpec:
-    """`spec` with a password of its own when its image is a cloud image that nobody could log in to otherwise.
+class Login:
+    """A specification whose VM somebody can log in to: one of a cloud image without any login gets a password.
 
-    The password is shown here, once: nothing else knows it.
+    Nothing but this object knows the password. It is shown once, when the VM is there.
     """
-    from cocoon.engine.image import require_image
 
-    image = require_image(world, spec.image)
-    if image is None or image.disk is None or spec.first_boot is not None:
-        return spec
-    from cocoon.guest.passwords import hash_password, make_password
+    def __init__(self, world: World, spec: VMSpec) -> None:
+        from cocoon.engine.image import require_image
 
-    password = make_password()
-    say(f"on the console log in as {spec.process.user or 'root'} with the password {password} (shown only now)")
-    return spec.replace(first_boot=FirstBoot(password_hash=hash_password(password)))
+        image = require_image(world, spec.image)
+        self.spec = spec
+        self._password = ""
+        if image is not None and image.disk is not None and spec.first_boot is None:
+            from cocoon.guest.passwords import hash_password, make_password
+
+            self._password = make_password()
+            self.spec = spec.replace(first_boot=FirstBoot(password_hash=hash_password(self._password)))
+
+    def used_by(self, make: Callable[[VMSpec], T]) -> T:
+        """What `make` makes of the specification; then the password is shown, if there is one."""
+        made = make(self.spec)
+        if self._password:
+            user = self.spec.process.user or "root"
+            say(f"on the console log in as {user} with the password {self._password} (shown only now)")
+        return made
 
 
 def _read_password(text: str) -> str:
@@ -108,7 +120,10 @@ def _read_text(flag: str, path: str, limit_bytes: int) -> str:
     except NotFound as error:
         raise NotFound(f"{flag} {printable(path)} does not exist", hint="give the path of a file") from error
     except UnicodeDecodeError as error:
-        raise InvalidSpec(f"{flag} {printable(path)} is not UTF-8 text", hint="unpack it first, if it is") from error
+        raise InvalidSpec(f"{flag} {printable(path)} is not UTF-8 text", hint="if it is packed, unpack it") from error
+    except (Corrupt, HostFault) as error:
+        hint = f"give a text file of at most {render_size(limit_bytes)}"
+        raise InvalidSpec(f"{flag}: {error.message}", hint=hint) from error
     if not text.strip() or "\0" in text:
         raise InvalidSpec(f"{flag} {printable(path)} is empty or holds NUL characters")
     return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cocoon.cli.cloud import CLOUD_OPTIONS, provide_login, read_first_boot
+from cocoon.cli.cloud import CLOUD_OPTIONS, Login, read_first_boot
 from cocoon.cli.context import Context
 from cocoon.cli.grammar import Call, Command, Option, see_help
 from cocoon.cli.image import ensure_image
@@ -22,8 +22,7 @@ from cocoon.model.vm import ProcessSpec, PublishedPort, VMRecord, VMSpec
 def _create(context: Context, call: Call) -> int:
     spec = read_spec(call, context)
     ensure_image(context, spec.image)
-    spec = provide_login(context.engine().world(), spec)
-    vm = context.engine().create_vm(spec)
+    vm = Login(context.engine().world(), spec).used_by(context.engine().create_vm)
     _explain_choice(context, vm)
     _show(context, vm)
     if not context.json:
@@ -43,12 +42,12 @@ def _run(context: Context, call: Call) -> int:
     spec = read_spec(call, context)
     engine = context.engine()
     ensure_image(context, spec.image)
-    spec = provide_login(context.engine().world(), spec)
+    login = Login(engine.world(), spec)
     if attached or foreground:
         from cocoon.cli.attached import run_attached, run_foreground
 
-        return run_attached(engine, spec, call) if attached else run_foreground(engine, spec)
-    vm = engine.run_vm(spec)
+        return run_attached(engine, login, call) if attached else run_foreground(engine, login)
+    vm = login.used_by(engine.run_vm)
     _explain_choice(context, vm)
     _show(context, vm)
     if not context.json:
@@ -59,8 +58,7 @@ def _run(context: Context, call: Call) -> int:
 def _debug(context: Context, call: Call) -> int:
     spec = read_spec(call, context)
     ensure_image(context, spec.image)
-    spec = provide_login(context.engine().world(), spec)
-    lines = list(context.engine().debug_vm(spec))
+    lines = Login(context.engine().world(), spec).used_by(context.engine().debug_vm)
     if context.json:
         write_json({"commands": lines})
     else:

@@ -10,7 +10,7 @@ from cocoon.guest.cloudinit import CloudGuest, render_seed
 from cocoon.model.image import Image
 from cocoon.model.vm import FirstBoot, ProcessSpec, VMRecord, VMSpec
 from cocoon.plan.disks import SEED_CONTENT_BYTES, MakeSeed
-from cocoon.units import printable, render_size
+from cocoon.units import MIB, printable, render_size
 
 if TYPE_CHECKING:
     from cocoon.engine.draw import Request
@@ -20,6 +20,9 @@ KEY_TYPES = r"(ssh-(ed25519|rsa|dss)|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed255
 # One line of authorized_keys without options (sshd(8)): type, base64, and a comment that is anything.
 PUBLIC_KEY = rf"{KEY_TYPES} [A-Za-z0-9+/]{{16,}}={{0,3}}( .*)?"
 MAX_KEY_BYTES = 16 * 1024
+# Measured with OVMF, GRUB and Debian's cloud kernel: with 64 MiB the firmware hangs without a word, up to 192 MiB the
+# boot loader has no room for the kernel, with 256 MiB it boots.
+MIN_MEMORY_BYTES = 256 * MIB
 
 
 def check_first_boot(first: FirstBoot) -> None:
@@ -46,7 +49,8 @@ def check_ssh_key(key: str) -> None:
 
 
 def check_cloud(spec: VMSpec, image: Image) -> None:
-    """Raises InvalidSpec for what only a cloud image, or only another one, can be asked for."""
+    """Raises InvalidSpec for what only a cloud image, or only another one, can be asked for; and for a cloud image with
+    too little memory."""
     if image.disk is None:
         if spec.first_boot is not None:
             raise InvalidSpec(
@@ -71,6 +75,12 @@ def check_cloud(spec: VMSpec, image: Image) -> None:
         raise InvalidSpec(
             f"the cloud image {image.name} boots its own kernel and init, which take no {asked}",
             hint="have it done at the first boot: --user-data FILE",
+        )
+    if spec.memory_bytes < MIN_MEMORY_BYTES:
+        raise InvalidSpec(
+            f"the cloud image {image.name} needs {render_size(MIN_MEMORY_BYTES)} of memory for its firmware and boot "
+            f"loader, not {render_size(spec.memory_bytes)}",
+            hint="for example --memory 512M",
         )
     if spec.process.user and re.fullmatch(ACCOUNT, spec.process.user) is None:
         raise InvalidSpec(
