@@ -84,7 +84,7 @@ def test_a_cloud_image_boots_and_is_set_up(engine: Cocoon, tmp_path: Path) -> No
     said = ask(engine, record["id"])
     assert "status: done" in said and said.count("once") == 1
     assert re.findall(rf"^{record['id']}$", said, re.MULTILINE) == [record["id"]]
-    # Nobody but the guest has the password, not even as a hash.
+    # Nobody but the guest has the password, not even as a hash: no record, and no trace of the journal.
     kept = [engine.root / "state.db", engine.root / "state.db-wal", engine.root / "vms" / record["id"] / "vm.json"]
     assert not any(b"$6$" in path.read_bytes() for path in kept if path.exists())
 

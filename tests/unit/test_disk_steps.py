@@ -11,6 +11,7 @@ import pytest
 
 from cocoon.errors import CommandFailed, NotFound
 from cocoon.plan.disks import SEED_CONTENT_BYTES, CopyFile, MakeOverlay, MakeSeed, SeedFile
+from cocoon.plan.plan import Plan, plan_from_plain, plan_to_plain
 from cocoon.plan.step import Step
 from cocoon.plan.steps import MakeSparseDisk
 from cocoon.plan.world import World
@@ -110,6 +111,15 @@ def test_a_seed_takes_what_it_promises(world: World, tmp_path: Path) -> None:
     too_much = (SeedFile(name="user-data", content="x" * MIB),)
     with pytest.raises(CommandFailed, match="mcopy"):
         MakeSeed(path=str(tmp_path / "seed"), files=too_much, uid=UID).apply(world)
+
+
+def test_the_journal_is_not_told_what_a_seed_says(tmp_path: Path) -> None:
+    seed = make_steps(tmp_path)["seed"]
+    plan = Plan(kind="vm.create", vm_id="X", steps=(seed,), recovery="undo")
+    plain = plan_to_plain(plan)
+    assert "echo" not in json.dumps(plain)
+    (read,) = plan_from_plain(plain).steps
+    assert isinstance(read, MakeSeed) and read.path == str(tmp_path / "it's a disk, 1")
 
 
 @pytest.mark.parametrize(("name", "program"), [("overlay", "qemu-img"), ("seed", "mkfs.fat")])

@@ -98,7 +98,8 @@ def test_every_value_survives_json(cls):
 )
 def test_every_plan_survives_json(steps, changes, kind):
     plan = Plan(kind=kind, vm_id="x", steps=tuple(steps), recovery="undo", on_success=tuple(changes), on_undo=())
-    assert plan_from_plain(json.loads(encode(plan_to_plain(plan)))) == plan
+    recorded = plan.replace(steps=tuple(step.recorded() for step in steps))
+    assert plan_from_plain(json.loads(encode(plan_to_plain(plan)))) == recorded
 
 
 @settings(max_examples=200, deadline=None)

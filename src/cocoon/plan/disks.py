@@ -4,7 +4,7 @@ the NoCloud seed."""
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from cocoon.host import files
 from cocoon.plan.launch import quote
@@ -95,7 +95,8 @@ class SeedFile(Value):
 
 
 class MakeSeed(Step):
-    """A NoCloud seed: a small FAT file system with `files`, 0600 and the VM's uid's."""
+    """A NoCloud seed: a small FAT file system with `files`, 0600 and the VM's uid's. What they say, the journal of
+    operations is not told."""
 
     step: ClassVar[str] = "seed"
     path: str
@@ -109,6 +110,10 @@ class MakeSeed(Step):
     def _commands(self) -> list[list[str]]:
         sources = [f"{self._source_dir}/{file.name}" for file in self.files]
         return [[*MKFS_FAT, self.path], ["mcopy", "-i", self.path, *sources, "::/"]]
+
+    def recorded(self) -> Self:
+        """Without the files."""
+        return self.replace(files=())
 
     def describe(self) -> tuple[str, ...]:
         """By printf, mkfs.fat and mcopy."""

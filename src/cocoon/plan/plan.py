@@ -44,7 +44,7 @@ def plan_to_plain(plan: Plan) -> dict[str, object]:
     return {
         "kind": plan.kind,
         "vm_id": plan.vm_id,
-        "steps": [_named(step, "step") for step in plan.steps],
+        "steps": [_named(step.recorded(), "step") for step in plan.steps],
         "recovery": plan.recovery,
         "on_success": [_named(change, "change") for change in plan.on_success],
         "on_undo": [_named(change, "change") for change in plan.on_undo],

@@ -7,7 +7,7 @@ plan is written to the store before its first effect and read back by whoever fi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from cocoon.value import Value
 
@@ -31,6 +31,11 @@ class Step(Value):
     def apply(self, world: World) -> Value | None:
         """The effect. Raises CocoonError; everything before it is then undone."""
         raise NotImplementedError
+
+    def recorded(self) -> Self:
+        """The step as the journal keeps it. A step that holds secrets leaves them out: what is undone after its
+        process's death needs only names. (A plan that is finished instead may not hold such a step.)"""
+        return self
 
     def undo(self, world: World) -> None:
         """Takes the effect back, completely or partly done or not done at all."""
