@@ -25,7 +25,10 @@ RESERVED_PREFIXES = ("COCOON_TEST_", "COCOON_CHECK_")
 
 
 class Config(Value):
-    """Every setting, with its default. Paths are absolute; an empty string means: derived from another one."""
+    """Every setting, with its default. Paths are absolute; an empty string means: derived from another one.
+
+    `mirrors` are words `registry=URL`, in a file also a table of lists (oci/endpoint.py); `insecure_registries` hosts.
+    """
 
     root_dir: str = DEFAULT_ROOT_DIR
     run_dir: str = ""
@@ -42,6 +45,7 @@ class Config(Value):
     stop_timeout_s: int = 30
     erofs_compression: str = "lz4"
     insecure_registries: str = ""
+    mirrors: str = ""
 
     def paths(self) -> Paths:
         """Where everything is; `run_dir` and `log_dir` follow `root_dir` unless they were set."""
@@ -100,6 +104,11 @@ def _typed(key: str, item: object) -> Any:
             return int(str(item))
         except ValueError as error:
             raise InvalidSpec(f"setting {key} must be a whole number, not {printable(str(item))}") from error
+    if key == "insecure_registries" and isinstance(item, list):
+        item = ",".join(map(str, item))
+    if key == "mirrors" and isinstance(item, dict):
+        lists = {name: urls if isinstance(urls, list) else [urls] for name, urls in item.items()}
+        item = " ".join(f"{name}={url}" for name, urls in lists.items() for url in urls)
     if not isinstance(item, str):
         raise InvalidSpec(f"setting {key} must be a string, not {printable(str(item))}")
     return item

@@ -9,6 +9,7 @@
     ├── Unsupported              5   this backend or host cannot do it
     ├── CommandFailed            1   a program that we ran failed
     ├── APIFailed                1   a VMM, registry or guest answered with an error
+    │   └── ConnectionFailed     1   no connection, or it broke: another try may succeed
     ├── Timeout                  1   no answer within the deadline
     ├── Corrupt                  1   bytes are not what they claim to be
     ├── HostFault                1   the host refused: disk full, no memory, no permission
@@ -32,6 +33,10 @@ class CocoonError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        """The message, also when somebody on the way up has added to it."""
+        return self.message
 
 
 class InvalidSpec(CocoonError):
@@ -74,6 +79,10 @@ class CommandFailed(CocoonError):
 
 class APIFailed(CocoonError):
     """A VMM, a registry or a guest answered with an error, or with what its protocol does not allow."""
+
+
+class ConnectionFailed(APIFailed):
+    """A connection could not be made, or broke off in the middle; the same request may well succeed later."""
 
 
 class Timeout(CocoonError):

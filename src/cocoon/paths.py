@@ -8,6 +8,7 @@ root_dir/  state.db state.lock store-id     the store
                                             cow.raw, config.img; or of a cloud image overlay.qcow2, seed.img,
                                             firmware-variables.fd
            work/<operation id>/             whatever is not finished yet
+           parts/<layer sha256>.part        what was fetched of a layer; .lock: held by whoever makes it (oci/parts.py)
            operations/<id>.lock             held while the owner of an operation lives
 run_dir/   vms/<id>/                        vm.lock alive.lock console.sock shim.sock channel-N.lock
 log_dir/   vms/<id>/                        console.log console.log.1 vmm.log vmm.log.1
@@ -128,6 +129,10 @@ class Paths(Value):
     def work(self) -> str:
         return f"{self.root_dir}/work"
 
+    @property
+    def parts(self) -> str:
+        return f"{self.root_dir}/parts"
+
     def blob(self, digest_hex: str) -> str:
         """The EROFS file whose own SHA-256 is `digest_hex`."""
         return f"{self.blobs}/{digest_hex}.erofs"
@@ -152,7 +157,7 @@ class Paths(Value):
     def directories(self) -> tuple[str, ...]:
         """What must exist before anything else, parents first; each is made 0700."""
         return (
-            self.root_dir, self.blobs, self.kernels, self.boot, self.work,
+            self.root_dir, self.blobs, self.kernels, self.boot, self.work, self.parts,
             f"{self.root_dir}/vms", f"{self.root_dir}/operations",
             self.run_dir, f"{self.run_dir}/vms", self.log_dir, f"{self.log_dir}/vms",
         )  # fmt: skip

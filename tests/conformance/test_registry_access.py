@@ -14,7 +14,8 @@ import fixtures
 from cocoon.engine import image as verbs
 from cocoon.errors import APIFailed
 from cocoon.oci.credentials import Credentials, config_files, find_credentials
-from cocoon.oci.registry import is_loopback, parse_challenges
+from cocoon.oci.endpoint import is_loopback
+from cocoon.oci.login import parse_challenges
 from image_scene import FakeImage, Layer, LyingRegistry, lying_registry, make_oci_layout, make_tar, make_world, send
 
 LAYER = Layer(make_tar([("./", b""), ("f", b"content")]))

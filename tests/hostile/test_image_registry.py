@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from cocoon.engine import image as verbs
-from cocoon.errors import CocoonError, Corrupt, Timeout
+from cocoon.errors import CocoonError, ConnectionFailed, Corrupt, Timeout
 from cocoon.host.http import HTTPLimits
+from cocoon.host.retry import Patience
 from hostile_scene import PLAIN, refuse
 from image_scene import (
     INDEX,
@@ -39,9 +40,10 @@ def liar():
 
 @pytest.fixture
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The deadlines, a hundred times shorter."""
-    short = HTTPLimits(connect_s=2, idle_s=0.6, answer_s=1.5, slow_s=1.0, slow_bytes=10_000)
+    """The deadlines, a hundred times shorter, and little patience."""
+    short = HTTPLimits(connect_s=2, idle_s=0.6, answer_s=1.0, slow_s=0.6, slow_bytes=10_000)
     monkeypatch.setattr("cocoon.oci.source.HTTPLimits", lambda: short)
+    monkeypatch.setattr("cocoon.oci.source.Patience", lambda: Patience(tries=3, first_s=0.05, total_s=2.5))
 
 
 def test_an_honest_image_is_accepted(world, liar: LyingRegistry) -> None:
@@ -67,10 +69,23 @@ def test_a_damaged_gzip(world, liar: LyingRegistry) -> None:
 def test_a_short_body(world, liar: LyingRegistry) -> None:
     image = FakeImage([Layer(PLAIN, "none")])
     image.blobs[image.layers[0].digest] = image.layers[0].data[:-512]
-    refuse(world, liar.add("x", image), "ends after [0-9]+ of the [0-9]+ bytes")
+    refuse(world, liar.add("x", image), "sends [0-9]+ bytes as layer .* of which the manifest says [0-9]+")
 
 
-def test_a_body_that_breaks_off(world, liar: LyingRegistry) -> None:
+def test_a_body_without_a_size_that_is_too_short(world, liar: LyingRegistry) -> None:
+    image = FakeImage([Layer(PLAIN, "none")])
+
+    def chunked(handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.wfile.write(b"200\r\n" + image.layers[0].data[:512] + b"\r\n0\r\n\r\n")
+
+    image.blobs[image.layers[0].digest] = chunked
+    refuse(world, liar.add("x", image), "ends after 512 of the [0-9]+ bytes")
+
+
+def test_a_body_that_breaks_off_again_and_again(world, liar: LyingRegistry, short_limits) -> None:
     image = FakeImage([Layer(PLAIN, "none")])
 
     def break_off(handler) -> None:
@@ -81,7 +96,8 @@ def test_a_body_that_breaks_off(world, liar: LyingRegistry) -> None:
         handler.close_connection = True
 
     image.blobs[image.layers[0].digest] = break_off
-    refuse(world, liar.add("x", image), "ends after 1000 of", Corrupt)
+    refuse(world, liar.add("x", image), "broke off in the middle of an answer .tried 3 times", ConnectionFailed)
+    assert sum("/blobs/" + image.layers[0].digest in path for path, _ in liar.requests) == 3
 
 
 def test_an_endless_body(world, liar: LyingRegistry) -> None:
@@ -101,7 +117,7 @@ def test_an_endless_body(world, liar: LyingRegistry) -> None:
 def test_a_body_longer_than_announced(world, liar: LyingRegistry) -> None:
     image = FakeImage([Layer(PLAIN, "none")])
     image.blobs[image.layers[0].digest] = image.layers[0].data + b"x"
-    refuse(world, liar.add("x", image), "is longer than the [0-9]+ bytes")
+    refuse(world, liar.add("x", image), "sends [0-9]+ bytes as layer")
 
 
 def test_a_slow_drip(world, liar: LyingRegistry, short_limits) -> None:
@@ -124,7 +140,7 @@ def test_silence_in_the_middle(world, liar: LyingRegistry, short_limits) -> None
 
     def fall_silent(handler) -> None:
         handler.send_response(200)
-        handler.send_header("Content-Length", "1000")
+        handler.send_header("Content-Length", str(len(image.layers[0].data)))
         handler.end_headers()
         time.sleep(3)
 

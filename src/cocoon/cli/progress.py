@@ -39,6 +39,10 @@ class Lines:
     def advance(self, key: str, done_bytes: int) -> None:
         """Nothing."""
 
+    def note(self, key: str, words: str) -> None:
+        """A line."""
+        say(f"{self._what}: {words}")
+
     def end(self, key: str, outcome: str) -> None:
         """Layer `key` is here."""
         size = f" ({render_size(self._sizes[key])})" if key in self._sizes else ""
@@ -87,6 +91,9 @@ class Bar:
         """Moves it to `done_bytes` of this layer."""
         self._done[key] = done_bytes
         self._draw()
+
+    def note(self, key: str, words: str) -> None:
+        """A line."""
 
     def end(self, key: str, outcome: str) -> None:
         """Counts the layer."""

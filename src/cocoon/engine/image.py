@@ -10,7 +10,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from cocoon.errors import Ambiguous, CocoonError, InvalidSpec, InvalidState, NotFound
+from cocoon.errors import Ambiguous, CocoonError, HostFault, InvalidSpec, InvalidState, NotFound
 from cocoon.model.image import Blob, Image, ImageConfig
 from cocoon.model.vm import ProcessSpec
 from cocoon.units import printable
@@ -54,8 +54,16 @@ def pull_image(
 
     options = options or PullOptions()
     reference = parse_reference(ref)
-    source = RegistrySource(reference, world.config, platform=options.platform, report=world.report)
-    return _make(world, source, f"{reference}", progress=progress, force=options.force)
+    source = RegistrySource(
+        reference, world.config, platform=options.platform, parts_dir=world.paths.parts, progress=progress
+    )
+    try:
+        image = _make(world, source, f"{reference}", progress=progress, force=options.force)
+    except HostFault:
+        source.drop_parts()  # Most likely there is no room.
+        raise
+    source.drop_parts()
+    return image
 
 
 class ImportOptions(Value):

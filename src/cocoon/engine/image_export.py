@@ -49,7 +49,7 @@ def export_image(world: World, ref: str, path: str, *, progress: Progress | None
 
 
 def _write_layers(image: Image, fds: dict[str, int], write: Write, *, progress: Progress | None) -> None:
-    from cocoon.images.assemble import Silent
+    from cocoon.images.source import Silent
     from cocoon.oci.export import write_archive
 
     layers = [_LayerTar(fds[layer.blob], layer) for layer in image.layers]

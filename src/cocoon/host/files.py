@@ -81,6 +81,20 @@ def make_atomic(path: str, fill: Callable[[BinaryIO], object], mode: int = 0o600
     fsync_directory(directory)
 
 
+def can_still_be_written(fd: int) -> bool:
+    """Whether somebody may have the file open for writing, or mapped so; `fd` is open for reading only.
+
+    The kernel gives a read lease on a file to nobody while there is a writer (fcntl(2)). True where it gives none at
+    all, as on some network file systems.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return True
+    return False
+
+
 def make_directory(path: str, mode: int = 0o700, uid: int = 0) -> None:
     """`path` is a directory of exactly this mode and owner (user and group `uid`); its parent must exist.
 

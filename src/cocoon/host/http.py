@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from cocoon.errors import APIFailed, CocoonError, Corrupt, Timeout
+from cocoon.errors import APIFailed, CocoonError, ConnectionFailed, Corrupt, Timeout
 from cocoon.units import KIB, printable, render_size
 from cocoon.value import Value
 
@@ -41,6 +41,14 @@ class HTTPLimits(Value):
     redirects: int = 5
 
 
+class BrokeOff(ConnectionFailed):
+    """The connection was there, and ended before the answer did."""
+
+
+class NotHTTP(APIFailed):
+    """The answer is none that HTTP knows."""
+
+
 def _go_on() -> None:
     """The `stop` of a caller who never wants to."""
 
@@ -62,8 +70,8 @@ class Client:
     def get(self, url: str, headers: Mapping[str, str], *, secret: Mapping[str, str] | None = None) -> Response:
         """The answer to a GET of `url`, redirects followed; its body is still to be read.
 
-        `secret` headers go to the host of `url` only. Raises APIFailed (unreachable, no HTTP, TLS refused, too many
-        redirects or one from https to http), Timeout.
+        `secret` headers go to the host of `url` only. Raises ConnectionFailed and Timeout (another try may help),
+        NotHTTP, APIFailed (unknown host, TLS refused, too many redirects or one from https to http).
         """
         origin, secret = _origin(url), secret or {}
         for _ in range(self._limits.redirects + 1):
@@ -93,7 +101,9 @@ class Client:
         except TimeoutError as error:
             raise Timeout(f"no connection to {shown} within {self._limits.connect_s:g} s") from error
         except (socket.gaierror, UnicodeError) as error:
-            raise APIFailed(f"host {shown} is not known", hint="is the name right, and does DNS work here?") from error
+            again = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+            kind = ConnectionFailed if again else APIFailed
+            raise kind(f"host {shown} is not known", hint="is the name right, and does DNS work here?") from error
         except OSError as error:
             raise _unreachable(error, shown) from error
         connection = http.client.HTTPConnection(host, port)
@@ -109,12 +119,12 @@ class Client:
                 connection.putheader(name, text)
             connection.endheaders(body or None)
             return Response(connection.getresponse(), wire, url)
+        except OSError as error:  # First: RemoteDisconnected is both.
+            wire.finish()
+            raise BrokeOff(f"{shown} broke off: {error.strerror or error}", hint="try again") from error
         except (http.client.HTTPException, ValueError) as error:
             wire.finish()
-            raise APIFailed(f"{shown} does not speak HTTP: {printable(str(error))}") from error
-        except OSError as error:
-            wire.finish()
-            raise APIFailed(f"{shown} broke off: {error.strerror or error}", hint="try again") from error
+            raise NotHTTP(f"{shown} does not speak HTTP: {printable(str(error))}") from error
         except BaseException:
             wire.finish()
             raise
@@ -149,13 +159,18 @@ class Client:
 
 
 class Response:
-    """An answer whose body is read by `read` or `chunks`, once; closed at the end of its `with` block."""
+    """An answer whose body is read by `read` or `chunks`, once; closed at the end of its `with` block.
+
+    `length` is the size of the body where the answer tells it, else None; `has_end`: one that is cut off is noticed.
+    """
 
     def __init__(self, inner: http.client.HTTPResponse, wire: _Wire, url: str) -> None:
         self._inner = inner
         self._wire = wire
         self.url = url
         self.status = inner.status
+        self.length: int | None = inner.length
+        self.has_end = inner.length is not None or bool(inner.chunked)
 
     def header(self, name: str) -> str:
         """A header's value, "" when it is not there; several of one name joined by commas."""
@@ -172,7 +187,7 @@ class Response:
         return b"".join(parts)
 
     def chunks(self) -> Iterator[bytes]:
-        """The body as it comes. Raises Timeout when it stalls or drips, APIFailed when the connection breaks."""
+        """The body as it comes. Raises Timeout when it stalls or drips, BrokeOff when it ends before its end."""
         self._wire.expect_stream()
         return self._pieces()
 
@@ -183,11 +198,13 @@ class Response:
             while chunk := self._inner.read(CHUNK_BYTES):
                 yield chunk
         except (http.client.HTTPException, ValueError) as error:
-            raise APIFailed(f"{_host(self.url)} broke off in the middle of an answer", hint="try again") from error
+            raise BrokeOff(f"{_host(self.url)} broke off in the middle of an answer", hint="try again") from error
         except CocoonError:
             raise
         except OSError as error:
-            raise APIFailed(f"{_host(self.url)} broke off: {error.strerror or error}", hint="try again") from error
+            raise BrokeOff(f"{_host(self.url)} broke off: {error.strerror or error}", hint="try again") from error
+        if self._inner.length:  # What is still to come: http.client takes the end of the connection for the body's.
+            raise BrokeOff(f"{_host(self.url)} broke off in the middle of an answer", hint="try again")
 
     def close(self) -> None:
         """Ends the connection."""
@@ -280,7 +297,7 @@ def _unreachable(error: OSError, shown: str) -> CocoonError:
         return APIFailed(f"the certificate of {shown} is not trusted: {printable(reason)[1:-1]}", hint=hint)
     if type(error).__name__.startswith("SSL"):
         return APIFailed(f"{shown} does not speak TLS: {printable(str(error))[1:-1]}")
-    return APIFailed(f"cannot reach {shown}: {error.strerror or error}", hint="is it up, and is the name right?")
+    return ConnectionFailed(f"cannot reach {shown}: {error.strerror or error}", hint="is it up, and is the name right?")
 
 
 def _certificates(directory: str) -> list[str]:

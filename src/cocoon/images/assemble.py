@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from cocoon.errors import CocoonError, Corrupt, HostFault, Interrupted
+from cocoon.errors import CocoonError, Corrupt, HostFault, Interrupted, Unsupported
 from cocoon.host.failpoint import failpoint
-from cocoon.host.files import host_fault, require_space
+from cocoon.host.files import host_fault, remove_tree, require_space
 from cocoon.images import blobs
 from cocoon.images.bootfiles import LayerScan, choose_boot_files, read_index
 from cocoon.images.convert import ConvertedLayer, convert_layer
 from cocoon.images.erofs import Builder, find_builder
-from cocoon.images.source import Cancel, ImageSource, Progress, SourceImage, SourceLayer
+from cocoon.images.source import Cancel, ImageSource, Progress, Silent, SourceImage, SourceLayer
+from cocoon.images.stages import STOP_TIMEOUT_S, Stages
+from cocoon.images.turns import Turns
 from cocoon.model.image import BootFiles, Image, Layer
 from cocoon.plan.world import World
 from cocoon.units import MIB
 
 THREADS = 4  # More make the network no faster, and each has a mkfs.erofs of its own.
-STOP_TIMEOUT_S = 5.0  # A thread may be in a look-up of a host name, which nothing can interrupt.
 # A layer's blob is about as large as its compressed form, and the plain form is kept for a moment.
 SPACE_FACTOR = 3
 SPACE_MARGIN_BYTES = 64 * MIB
 
-
-class Silent:
-    """The Progress of somebody who does not want to know."""
-
-    def begin(self, key: str, total_bytes: int) -> None:
-        """Nothing."""
-
-    def advance(self, key: str, done_bytes: int) -> None:
-        """Nothing."""
-
-    def end(self, key: str, outcome: str) -> None:
-        """Nothing."""
+Known = tuple[Layer, LayerScan]  # A layer that the store has, and what is in it to boot from.
 
 
 class Assembly:
@@ -47,7 +37,6 @@ class Assembly:
         source.stop = cancel.check
         self._progress = progress or Silent()
         self._cancel = cancel
-        self._lock = threading.Lock()
         self.force = False
 
     def make(self, work_dir: str, *, name: str, created_at: float) -> Image:
@@ -58,29 +47,23 @@ class Assembly:
         image = self._source.resolve()
         wanted = {layer.digest: layer for layer in image.layers}
         known = self._find_known(work_dir, wanted)
-        missing = [layer for layer in wanted.values() if layer.digest not in known]
         for digest in known:
-            self._tell("end", digest, "exists")
-        converted = self._convert(work_dir, missing) if missing else []
-        failpoint("image.assemble:converted")
-        blobs.publish(self._world.store, work_dir, converted, replace=self.force)
-        failpoint("image.assemble:published")
-        layers = {digest: layer for digest, (layer, _) in known.items()}
-        scans = {digest: scan for digest, (_, scan) in known.items()}
-        for item in converted:
-            layers[item.source.digest], scans[item.source.digest] = blobs.layer_of(item), item.scan
+            self._progress.end(digest, "exists")
+        missing = [layer for layer in wanted.values() if layer.digest not in known]
+        if missing:
+            known.update(self._complete(work_dir, missing))
         return Image(
             id=image.id,
             name=name,
             platform=image.platform,
-            layers=tuple(layers[layer.digest] for layer in image.layers),
+            layers=tuple(known[layer.digest][0] for layer in image.layers),
             config=image.config,
-            boot_files=self._choose(image, [scans[layer.digest] for layer in image.layers]),
+            boot_files=self._choose(image, [known[layer.digest][1] for layer in image.layers]),
             created_at=created_at,
             source=image.source,
         )
 
-    def _find_known(self, work_dir: str, wanted: dict[str, SourceLayer]) -> dict[str, tuple[Layer, LayerScan]]:
+    def _find_known(self, work_dir: str, wanted: dict[str, SourceLayer]) -> dict[str, Known]:
         """Of the wanted layers, those that need not be converted again."""
         if self.force:
             return {}
@@ -100,37 +83,67 @@ class Assembly:
                 known[layer.digest] = (layer, scan)
         return known
 
-    def _convert(self, work_dir: str, missing: Sequence[SourceLayer]) -> list[ConvertedLayer]:
+    def _complete(self, work_dir: str, missing: Sequence[SourceLayer]) -> dict[str, Known]:
+        """The missing layers, converted by us or meanwhile by somebody else; those of ours are in the store then."""
         builder = find_builder(self._world.config)
         _check_space(work_dir, missing)
-        results: dict[int, ConvertedLayer] = {}
+        turns = Turns(self._world.paths.parts, missing, self._cancel, self._progress.note)
+        results: dict[str, Known] = {}
 
-        def convert(number: int) -> None:
-            results[number] = self._convert_one(builder, f"{work_dir}/layer-{number}", missing[number])
+        def take_turn(number: int) -> None:
+            layer, held = turns.take()
+            try:
+                shared = self._find_known(work_dir, {layer.digest: layer})
+                if shared:
+                    self._progress.end(layer.digest, "shared")
+                    results.update(shared)
+                else:
+                    converted = self._convert(builder, f"{work_dir}/layer-{number}", layer)
+                    results[layer.digest] = self._publish(work_dir, converted)
+            finally:
+                held.remove()
 
-        run_in_threads(convert, len(missing), self._cancel)
-        return [results[number] for number in range(len(missing))]
+        run_in_threads(take_turn, len(missing), self._cancel)
+        return results
 
-    def _convert_one(self, builder: Builder, directory: str, layer: SourceLayer) -> ConvertedLayer:
-        self._tell("begin", layer.digest, layer.size_bytes)
+    def _publish(self, work_dir: str, converted: ConvertedLayer) -> Known:
+        """Puts the layer into the store, where others that wait for it find it, pinned by our operation."""
+        failpoint("image.assemble:converted")
+        layer = blobs.layer_of(converted)
+        blobs.publish(self._world.store, work_dir, [converted], replace=self.force)
+        blobs.record(self._world.store, self._world.operation_id, layer)
+        failpoint("image.assemble:published")
+        self._progress.end(layer.digest, "converted")
+        return layer, converted.scan
 
-        def on_progress(taken: int) -> None:
-            self._cancel.check()
-            self._tell("advance", layer.digest, taken)
+    def _convert(self, builder: Builder, directory: str, layer: SourceLayer) -> ConvertedLayer:
+        """The layer, from as many openings as the source thinks worth it."""
+        self._progress.begin(layer.digest, layer.size_bytes)
+        while True:
+            try:
+                return self._convert_once(builder, directory, layer)
+            except OSError as error:
+                raise host_fault(f"convert layer {layer.digest[:19]}", error) from error
+            except (Corrupt, Unsupported) as error:
+                if not self._source.doubt(layer):
+                    raise
+                self._progress.note(layer.digest, f"{error.message}; beginning again")
+            except CocoonError as error:
+                raise _explained(error, directory) from error
+            remove_tree(directory)
 
-        try:
-            with self._source.open_layer(layer) as chunks:
-                converted = convert_layer(layer, chunks, builder=builder, directory=directory, on_progress=on_progress)
-        except OSError as error:
-            raise host_fault(f"convert layer {layer.digest[:19]}", error) from error
-        except CocoonError as error:
-            raise _explained(error, directory) from error
-        self._tell("end", layer.digest, "converted")
-        return converted
+    def _convert_once(self, builder: Builder, directory: str, layer: SourceLayer) -> ConvertedLayer:
+        def watched(chunks: Iterator[bytes]) -> Iterator[bytes]:
+            taken = 0
+            for chunk in chunks:
+                self._cancel.check()
+                taken += len(chunk)
+                yield chunk
+                self._progress.advance(layer.digest, taken)
 
-    def _tell(self, event: str, key: str, detail: int | str) -> None:
-        with self._lock:
-            getattr(self._progress, event)(key, detail)
+        with self._source.open_layer(layer) as chunks, Stages(self._cancel) as stages:
+            arriving = stages.run(watched(chunks))
+            return convert_layer(layer, arriving, builder=builder, directory=directory, stages=stages)
 
     def _choose(self, image: SourceImage, scans: list[LayerScan]) -> BootFiles | None:
         choice = choose_boot_files(scans)

@@ -139,11 +139,30 @@ def check_published(blobs_dir: str, blobs: Iterable[Blob]) -> None:
             raise InvalidState(f"blob {blob.sha256[:12]} vanished while the image was made", hint="try again")
 
 
+def record(store: Store, operation_id: str, layer: Layer) -> None:
+    """A published layer is in the store, and stays as long as its operation: others may use it from now on."""
+    with store.write() as transaction:
+        transaction.put_layer(layer)
+        transaction.pin(layer.blob, "operation", operation_id)
+
+
+def release(store: Store, operation_id: str) -> None:
+    """Takes back what `record` has promised, and the rows and files that nobody else needs. Raises HostFault."""
+    with store.read() as reader:
+        pins = reader.pins("operation", operation_id)
+        known = reader.blobs() if pins else {}
+    if pins:
+        with store.write() as transaction:
+            transaction.unpin("operation", operation_id)
+        free(store, [known[pin.blob] for pin in pins if pin.blob in known])
+
+
 def withdraw(store: Store, work_dir: str) -> None:
     """Takes back what an operation has published and nobody else uses, then removes its work directory.
 
     Absent is fine. Raises HostFault.
     """
+    release(store, os.path.basename(work_dir))
     try:
         names = os.listdir(work_dir)
     except FileNotFoundError:

@@ -6,7 +6,7 @@ DiffID are what the manifest and the configuration say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from cocoon.errors import Corrupt
 from cocoon.host.archive import BLOCK, END_MARKER, TarScanner, directory_block
@@ -14,6 +14,7 @@ from cocoon.images.bootfiles import BootScanner, LayerScan
 from cocoon.images.decompress import Decompressor, plain_limit
 from cocoon.images.erofs import Build, Builder
 from cocoon.images.source import SourceLayer
+from cocoon.images.stages import Stages
 from cocoon.images.untrusted import BuiltFile
 from cocoon.value import Value
 
@@ -69,40 +70,25 @@ class Verifier:
 
 
 def convert_layer(
-    layer: SourceLayer,
-    chunks: Iterator[bytes],
-    *,
-    builder: Builder,
-    directory: str,
-    on_progress: Callable[[int], None],
+    layer: SourceLayer, chunks: Iterator[bytes], *, builder: Builder, directory: str, stages: Stages
 ) -> ConvertedLayer:
     """Makes a blob of the layer that `chunks` deliver, in the new directory `directory`.
 
-    `on_progress` is told the number of bytes taken and may raise to stop. Raises Corrupt, Unsupported (compression,
-    kinds of entries), CommandFailed (mkfs.erofs), HostFault (disk full).
+    Raises Corrupt, Unsupported (compression, kinds of entries), CommandFailed (mkfs.erofs), HostFault (disk full), and
+    whatever `chunks` raise.
     """
     verifier = Verifier(layer)
-    decompressor = Decompressor(verifier.what, plain_limit(layer.size_bytes))
     build = Build(builder, directory, layer.diff_id)
     boot = BootScanner(f"{directory}/boot")
     try:
         tar = TarScanner(boot.look, verifier.what)
         # A layer without an entry for the root would get one that everybody can write to; a later one overrides this.
         build.write(directory_block("./", ROOT_MODE))
-
-        def pass_on(pieces: Iterator[bytes]) -> None:
-            for piece in pieces:
-                verifier.take_plain(piece)
-                used = tar.feed(piece)
-                if used:
-                    build.write(memoryview(piece)[:used])
-
-        for chunk in chunks:
-            verifier.take(chunk)
-            pass_on(decompressor.feed(chunk))
-            on_progress(verifier.taken)
-        verifier.finish()  # First: a layer that was cut off on its way is to be called that.
-        pass_on(decompressor.finish())
+        for piece in stages.run(_unpacked(layer, chunks, verifier)):
+            verifier.take_plain(piece)
+            used = tar.feed(piece)
+            if used:
+                build.write(memoryview(piece)[:used])
         tar.finish()
         verifier.finish_plain()
         if not tar.ended:
@@ -113,3 +99,13 @@ def convert_layer(
         boot.close()
         build.kill()
     return ConvertedLayer(source=layer, blob=blob, scan=scan, boot_dir="" if scan.is_empty else f"{directory}/boot")
+
+
+def _unpacked(layer: SourceLayer, chunks: Iterator[bytes], verifier: Verifier) -> Iterator[bytes]:
+    """The layer's tar in pieces; at the end the compressed form has been verified."""
+    decompressor = Decompressor(verifier.what, plain_limit(layer.size_bytes))
+    for chunk in chunks:
+        verifier.take(chunk)
+        yield from decompressor.feed(chunk)
+    verifier.finish()  # First: a layer that was cut off on its way is to be called that.
+    yield from decompressor.finish()

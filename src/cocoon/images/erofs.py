@@ -17,7 +17,7 @@ from cocoon.errors import CommandFailed, InvalidSpec, NotFound, Unsupported
 from cocoon.host.command import Sandbox, find_program, run, start
 from cocoon.host.fed_program import FedProgram, make_feed
 from cocoon.host.files import host_fault, make_directory
-from cocoon.images.untrusted import BuiltFile, draw_uid, take_over
+from cocoon.images.untrusted import BuiltFile, adopt, draw_uid
 from cocoon.paths import LIBEXEC_DIR
 from cocoon.units import GIB, printable
 from cocoon.value import Value
@@ -34,7 +34,7 @@ OPEN_FILES = 16_384
 CPU_S = 3600
 COMPRESSION = {
     "none": (),
-    "lz4": ("-zlz4", "-C4096"),
+    "lz4": ("-zlz4", "-C16384"),
     "lz4hc": ("-zlz4hc", "-C4096"),
     "zstd": ("-zzstd", "-C65536"),
 }
@@ -147,12 +147,11 @@ class Build:
     def finish(self, path: str) -> BuiltFile:
         """Waits for mkfs.erofs and makes the durable file `path` of its result. Raises CommandFailed, HostFault."""
         self._program.finish()
+        self._close()
         try:
-            return take_over(self._fd, path, suffix="erofs")
+            return adopt(f"{self._directory}/out", path, suffix="erofs")
         except OSError as error:
             raise host_fault(f"write {path}", error) from error
-        finally:
-            self._close()
 
     def kill(self) -> None:
         """Ends mkfs.erofs if it still runs. The directory is the caller's to remove."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -40,9 +41,12 @@ class ImageSource(Protocol):
     def open_layer(self, layer: SourceLayer) -> AbstractContextManager[Iterator[bytes]]:
         """The layer's bytes in pieces, not yet checked. Several may be open at once, each in a thread of its own."""
 
+    def doubt(self, layer: SourceLayer) -> bool:
+        """The bytes that came were not the layer's. Whether opening it once more may give others."""
+
 
 class Progress(Protocol):
-    """Told how far a transfer is; calls come one at a time, from several threads. `key` is a layer's digest."""
+    """Told how far a transfer is, from several threads. `key` is a layer's digest, or "" for the image as a whole."""
 
     def begin(self, key: str, total_bytes: int) -> None:
         """A layer of so many bytes begins."""
@@ -50,21 +54,55 @@ class Progress(Protocol):
     def advance(self, key: str, done_bytes: int) -> None:
         """So many bytes of it are through."""
 
+    def note(self, key: str, words: str) -> None:
+        """Something to know meanwhile: whom we wait for, what is tried again."""
+
     def end(self, key: str, outcome: str) -> None:
-        """It is done: "converted" or "exists"."""
+        """It is done: "converted", "exists" or "shared" (another command has made it meanwhile)."""
+
+
+class Silent:
+    """The Progress of somebody who does not want to know."""
+
+    def begin(self, key: str, total_bytes: int) -> None:
+        """Nothing."""
+
+    def advance(self, key: str, done_bytes: int) -> None:
+        """Nothing."""
+
+    def note(self, key: str, words: str) -> None:
+        """Nothing."""
+
+    def end(self, key: str, outcome: str) -> None:
+        """Nothing."""
 
 
 class Cancel:
-    """Shared by everything that works on one image: the first error stops the rest."""
+    """Shared by everything that works on one image: the first error stops the rest, and so does `parent`'s end."""
 
-    def __init__(self) -> None:
-        self.is_set = False
+    def __init__(self, parent: Cancel | None = None) -> None:
+        self._parent = parent
+        self._is_set = False
+        self._left: set[int] = set()
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the work is to stop."""
+        return self._is_set or (self._parent is not None and self._parent.is_set)
 
     def set(self) -> None:
         """Whoever asks from now on is told to stop."""
-        self.is_set = True
+        self._is_set = True
+
+    def leave(self, thread_id: int) -> None:
+        """The thread with this identifier is to stop, whatever the others do."""
+        self._left.add(thread_id)
 
     def check(self) -> None:
         """Raises Interrupted when the work is to stop."""
-        if self.is_set:
+        if threading.get_ident() in self._left:
+            raise Interrupted("stopped, because this layer has failed")
+        if self._is_set:
             raise Interrupted("stopped, because another part of the image failed")
+        if self._parent is not None and self._parent.is_set:
+            raise Interrupted("stopped with the command that asked for it")

@@ -33,7 +33,7 @@ class ImageWorld(World):
         from cocoon.images.assemble import Assembly
 
         super().__init__(store=world.store, config=world.config, report=world.report)
-        self.cancel: Cancel = Cancel()
+        self.cancel: Cancel = Cancel(world.cancel)
         self.assembly: Assembly = Assembly(self, source, progress, self.cancel)
 
 
@@ -49,7 +49,7 @@ class AssembleImage(Step):
         """As skopeo and mkfs.erofs do it, for one layer."""
         return (
             f"skopeo copy docker://{self.name} oci:{self.work_dir}/image",
-            "gunzip < LAYER | mkfs.erofs --tar=f --aufs -zlz4 -C4096 -T0 --mkfs-time LAYER.erofs",
+            "gunzip < LAYER | mkfs.erofs --tar=f --aufs -zlz4 -C16384 -T0 --mkfs-time LAYER.erofs",
         )
 
     def apply(self, world: World) -> Value | None:

@@ -1,13 +1,15 @@
 """How what a stranger's program wrote becomes a file of ours.
 
 A program that reads what strangers made runs under a uid that nobody else has, and writes into a file of that uid's.
-Once it is dead its result is copied, and hashed on the way: nothing that it left behind can change the copy.
+Once it is dead the file becomes root's; when the kernel says that nobody can write to it any more it is hashed and
+used, else it is copied, and hashed on the way: nothing that the program left behind can change what we have.
 """
 
 from __future__ import annotations
 
 import os
 
+from cocoon.host.files import can_still_be_written
 from cocoon.model.image import Blob
 from cocoon.units import MIB
 from cocoon.value import Value
@@ -35,6 +37,27 @@ def draw_uid(uid_base: int) -> int:
     import secrets
 
     return uid_base - 1 - secrets.randbelow(UID_SPAN)
+
+
+def adopt(source: str, path: str, *, suffix: str) -> BuiltFile:
+    """Makes the file `source`, or a copy of it, the new file `path`, which has the hash that is returned.
+
+    `source` lies in a directory of ours; what wrote it is dead, and no descriptor of ours can write to it.
+    Raises OSError.
+    """
+    from hashlib import file_digest
+
+    fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(fd, "rb", buffering=0) as file:
+        # First: from here on nobody but root can open it for writing.
+        os.fchown(fd, 0, 0)
+        os.fchmod(fd, 0o444)
+        if can_still_be_written(fd):
+            return take_over(fd, path, suffix=suffix)
+        sha256 = file_digest(file, "sha256").hexdigest()
+        os.fsync(fd)
+        os.rename(source, path)
+        return BuiltFile(path=path, sha256=sha256, size_bytes=os.fstat(fd).st_size, suffix=suffix)
 
 
 def take_over(source: int, path: str, *, suffix: str) -> BuiltFile:

@@ -83,6 +83,10 @@ class OCISource:
     def _fetch(self, descriptor: Descriptor) -> bytes:
         return read_member(self._members, blob_name(descriptor.digest), MAX_MANIFEST_BYTES)
 
+    def doubt(self, layer: SourceLayer) -> bool:
+        """See ImageSource: a file does not change."""
+        return False
+
     @contextmanager
     def open_layer(self, layer: SourceLayer) -> Iterator[Iterator[bytes]]:
         """See ImageSource."""
@@ -172,6 +176,10 @@ class DockerSource:
             layers=layers,
             source=self._members.what,
         )
+
+    def doubt(self, layer: SourceLayer) -> bool:
+        """See ImageSource: a file does not change."""
+        return False
 
     @contextmanager
     def open_layer(self, layer: SourceLayer) -> Iterator[Iterator[bytes]]:

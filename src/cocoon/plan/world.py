@@ -21,7 +21,7 @@ class World:
     """Handed to every step. `report` takes one line of progress or warning for the user.
 
     `outputs` are what the steps of the plan under way have returned, by the step's kind; `operation_id` is its id.
-    `progress` is whoever wants to know how far a transfer is (images.source.Progress), or None.
+    `cancel` ends whatever is under way in several threads (images.source.Cancel), or is None.
     """
 
     def __init__(self, *, store: Store, config: Config, report: Callable[[str], None] = _silent) -> None:
@@ -30,7 +30,7 @@ class World:
         self.report = report
         self.outputs: dict[str, Value] = {}
         self.operation_id = ""
-        self.progress: Any = None
+        self.cancel: Any = None
 
     @property
     def paths(self) -> Paths:

@@ -18,7 +18,7 @@ GUARD_NAME = ".cocoon-store"
 GUARD_LIMIT_BYTES = 256
 # What a killed first command may have left in a directory before its guard was written.
 OWN_NAMES = frozenset(
-    (GUARD_NAME, f".{GUARD_NAME}.tmp", "blobs", "kernels", "boot", "work", "vms", "operations", "run", "log")
+    (GUARD_NAME, f".{GUARD_NAME}.tmp", "blobs", "kernels", "boot", "work", "parts", "vms", "operations", "run", "log")
     + ("state.lock", "state.db", "state.db-wal", "state.db-shm", "state.db-journal")
     + ("state.db.new", "state.db.new-wal", "state.db.new-shm", "state.db.new-journal", "lost+found")
 )

@@ -222,8 +222,9 @@ class Transaction(Reader):
         self._execute(query, o.id, o.kind, o.vm_id, o.recovery, o.started_at, encode(o.plan))
 
     def end_operation(self, operation_id: str) -> None:
-        """The plan is done with, one way or the other."""
+        """The plan is done with, one way or the other; what was pinned for it is no longer."""
         self._execute("DELETE FROM operation WHERE id = ?", operation_id)
+        self.unpin("operation", operation_id)
 
     def fail_operation(self, operation_id: str, problem: str) -> None:
         """Notes that the operation could not be undone or finished, and why; it stays for the next command."""
