@@ -28,7 +28,7 @@ def make_raw(path: Path, *, size: int = 32 * MIB, data: bytes | None = None, lab
     """A disk with one partition, in which `data` (else random bytes) begin."""
     with open(path, "wb") as file:
         file.truncate(size)
-    table = f"label: {label}\nstart=2048,size=20480\n".encode()
+    table = f"label: {label}\nstart=2048,size={(size - 2 * MIB) // 512}\n".encode()
     subprocess.run(["sfdisk", "-q", str(path)], input=table, check=True, capture_output=True)
     with open(path, "r+b") as file:
         file.seek(MIB)

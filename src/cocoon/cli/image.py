@@ -23,7 +23,9 @@ def _pull(context: Context, call: Call) -> int:
     from cocoon.cli.progress import show_progress
 
     world = context.engine().world()
-    options = verbs.PullOptions(platform=call.text("platform"), force=call.is_on("force"))
+    options = verbs.PullOptions(
+        platform=call.text("platform"), force=call.is_on("force"), checksum=call.text("checksum")
+    )
     batch = Batch(context.json)
     for reference in references(call):
         with batch.item(reference):
@@ -93,9 +95,7 @@ def ensure_image(context: Context, reference: str) -> None:
 
     world = context.engine().world()
     if verbs.require_image(world, reference) is None:
-        from cocoon.oci.reference import parse_reference
-
-        parse_reference(reference)  # What cannot be pulled is not announced.
+        verbs.check_reference(reference)  # What cannot be pulled is not announced.
         say(f"image {reference} is not here: pulling it")
         with show_progress(f"pulling {reference}") as progress:
             verbs.pull_image(world, reference, progress=progress)
@@ -177,11 +177,16 @@ COMMANDS = {
             options=(
                 Option(name="platform", value="OS/ARCH", default="this host's", help="Which of several to fetch"),
                 Option(name="force", short="f", help="Fetch again what is here already"),
+                Option(name="checksum", value="SUM", help="Checksum of a disk, or URL of a file with it"),
                 OUTPUT,
             ),
             details="Names are those of Docker: debian:13 is docker.io/library/debian:13. Credentials are those of "
-            "docker login.",
-            examples=("cocoon image pull debian:13", "cocoon image pull ghcr.io/owner/app:1.2 localhost:5000/app"),
+            "docker login. A URL is that of a cloud image's disk; #sha256=<hex> may follow it, else a SHA256SUMS or "
+            "SHA512SUMS file beside it counts.",
+            examples=(
+                "cocoon image pull debian:13", "cocoon image pull ghcr.io/owner/app:1.2 localhost:5000/app",
+                "cocoon image pull https://cloud-images.ubuntu.com/noble/current/noble-server-cloudimg-amd64.img",
+            ),
         ),
         Command(
             path="image import", summary="Make an image of an archive of images, of root file systems, or of a disk",

@@ -34,7 +34,7 @@ class Lines:
         """Layer `key`, of so many bytes, is on its way."""
         self._sizes[key] = total_bytes
         if total_bytes >= LARGE_BYTES:
-            say(f"{self._what}: layer {short(key)}, {render_size(total_bytes)}")
+            say(f"{self._what}: {named(key)}, {render_size(total_bytes)}")
 
     def advance(self, key: str, done_bytes: int) -> None:
         """Nothing."""
@@ -47,7 +47,7 @@ class Lines:
         """Layer `key` is here."""
         size = f" ({render_size(self._sizes[key])})" if key in self._sizes else ""
         said = "here already" if outcome == "exists" else outcome
-        say(f"{self._what}: layer {short(key)}{size}: {said}")
+        say(f"{self._what}: {named(key)}{size}: {said}")
 
 
 class Bar:
@@ -113,6 +113,11 @@ class Bar:
 def short(key: str) -> str:
     """The beginning of a digest, as images are shown."""
     return key.removeprefix("sha256:")[:12]
+
+
+def named(key: str) -> str:
+    """What a transfer brings: a layer by its digest, or a disk by its name."""
+    return f"layer {short(key)}" if key.startswith("sha256:") else escape(key)
 
 
 def show_progress(what: str) -> Lines | Bar:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from cocoon.cloudimg.bytes_of_disk import DiskFacts, FileBytes
 from cocoon.cloudimg.convert import convert_disk, most_bytes
@@ -13,12 +12,10 @@ from cocoon.host.failpoint import failpoint
 from cocoon.host.files import host_fault, require_space
 from cocoon.images import blobs
 from cocoon.images.recognise import COMPRESSIONS
+from cocoon.images.source import Progress, Silent
 from cocoon.model.image import BaseDisk, Image, ImageConfig
 from cocoon.plan.world import World
 from cocoon.units import MIB
-
-if TYPE_CHECKING:
-    from cocoon.images.source import Progress
 
 SPACE_MARGIN_BYTES = 64 * MIB
 COPIES = 2  # What qemu-img writes, and what is made of it.
@@ -31,7 +28,7 @@ class DiskAssembly:
     def __init__(self, world: World, source: DiskSource, progress: Progress | None, *, platform: str) -> None:
         self._world = world
         self._source = source
-        self._progress = progress
+        self._progress = progress or Silent()
         self._platform = platform
         self.force = False
 
@@ -40,18 +37,22 @@ class DiskAssembly:
 
         Raises what the source raises; Unsupported, Corrupt, CommandFailed, Timeout; HostFault.
         """
-        given = self._fetch(work_dir)
-        failpoint("image.disk:fetched")
-        disk = self._find_known(work_dir, given) or self._convert(work_dir)
+        promised, source = self._source.promised, name
+        disk = self._find_known(work_dir, promised) if promised else None
+        if disk is None:
+            given = self._fetch(work_dir)
+            failpoint("image.disk:fetched")
+            promised, source = given.sha256, given.source
+            disk = self._find_known(work_dir, promised) or self._convert(work_dir)
         return Image(
-            id=f"sha256:{given.sha256}",
+            id=f"sha256:{promised}",
             name=name,
             platform=self._platform,
             layers=(),
             config=ImageConfig(),
             boot_files=None,
             created_at=created_at,
-            source=given.source,
+            source=source,
             disk=disk,
         )
 
@@ -61,24 +62,22 @@ class DiskAssembly:
 
         def on_progress(done: int, total: int) -> None:
             nonlocal begun
-            if progress is not None:
-                if not begun:
-                    progress.begin(key, total)
-                    begun = True
-                progress.advance(key, done)
+            if not begun:
+                progress.begin(key, total)
+                begun = True
+            progress.advance(key, done)
 
         given = self._source.fetch(f"{work_dir}/given", on_progress)
-        if progress is not None:
-            progress.end(key, "fetched")
+        progress.end(key, "fetched")
         return given
 
-    def _find_known(self, work_dir: str, given: GivenDisk) -> BaseDisk | None:
-        """What was made of the same bytes before, when it is whole."""
+    def _find_known(self, work_dir: str, sha256: str) -> BaseDisk | None:
+        """What was made of the bytes with this hash before, when it is whole."""
         if self.force:
             return None
         store = self._world.store
         with store.read() as reader:
-            image = reader.image(f"sha256:{given.sha256}")
+            image = reader.image(f"sha256:{sha256}")
         known = image is not None and image.disk is not None and blobs.claim_disk(store, work_dir, image)
         return image.disk if image is not None and known else None
 

@@ -60,6 +60,8 @@ def check_qcow2(disk: DiskBytes) -> DiskFacts:
     is_possible = header.version == 2 or LEAST_HEADER_BYTES <= header.header_length <= cluster
     if not is_possible or header.header_length % 8:
         raise Corrupt(f"{disk.what} claims a header of {header.header_length} bytes")
+    if header.header_length > disk.size:
+        raise Corrupt(f"{disk.what} is cut off in the middle of its qcow2 header")
     _check_compression(disk, header)
     _check_extensions(disk, header)
     _check_tables(disk, header)
@@ -127,8 +129,7 @@ def _refuse_features(disk: DiskBytes, header: _Header) -> None:
 
 
 def _check_compression(disk: DiskBytes, header: _Header) -> None:
-    kind = disk.read(LEAST_HEADER_BYTES, 1)[0:1] if header.header_length > LEAST_HEADER_BYTES else b"\0"
-    number = kind[0] if kind else -1
+    number = disk.read(LEAST_HEADER_BYTES, 1)[0] if header.header_length > LEAST_HEADER_BYTES else ZLIB
     if number not in (ZLIB, ZSTD):
         raise Unsupported(f"{disk.what} is compressed in a way that is not known here (type {number})")
     if bool(header.incompatible & COMPRESSION) != (number != ZLIB):

@@ -1,4 +1,4 @@
-"""Where disks come from, as those see it who convert them; and the first of these places: files that a user gives."""
+"""Where disks come from, as those see it who convert them: files that a user gives, or a URL."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from cocoon.cloudimg.checksums import Checksum
+from cocoon.cloudimg.download import Download
+from cocoon.cloudimg.partial import Partial
+from cocoon.cloudimg.url import DiskURL
 from cocoon.errors import Corrupt, Unsupported
+from cocoon.host.failpoint import failpoint
 from cocoon.host.files import host_fault
 from cocoon.images.decompress import ALL_FORMATS, Decompressor, disk_limit
 from cocoon.images.given import CHUNK_BYTES, STDIN, GivenFile, end_sparse, write_sparse
@@ -25,9 +30,11 @@ class GivenDisk(Value):
 
 
 class DiskSource(Protocol):
-    """Files, a URL. `what` names the image in errors."""
+    """Files, a URL. `what` names the image in errors; `promised` is the SHA-256 that its bytes will have, "" if nobody
+    has said."""
 
     what: str
+    promised: str
 
     def fetch(self, path: str, on_progress: Callable[[int, int], None]) -> GivenDisk:
         """Makes the new file `path` of it. `on_progress` is told how many of how many bytes (0: unknown) are here.
@@ -41,6 +48,7 @@ class FileSource:
 
     def __init__(self, files: Sequence[GivenFile]) -> None:
         self._files = files
+        self.promised = ""
         self.what = files[0].what if len(files) == 1 else f"the disk in {len(files)} parts"
 
     def fetch(self, path: str, on_progress: Callable[[int, int], None]) -> GivenDisk:
@@ -98,3 +106,48 @@ def inflate(source: str, target: str, *, what: str) -> None:
             os.close(fd)
     except OSError as error:
         raise host_fault(f"unpack {what}", error) from error
+
+
+class URLSource:
+    """The disk at a URL; the caller holds the lock of its part. `expected` is None when nothing vouches for it."""
+
+    def __init__(self, disk: DiskURL, download: Download, *, parts_dir: str, expected: Checksum | None) -> None:
+        self._disk = disk
+        self._download = download
+        self._parts_dir = parts_dir
+        self._expected = expected
+        self.what = printable(disk.file_name, 200)
+        self.promised = expected.hex if expected is not None and expected.algorithm == "sha256" else ""
+        download.is_checked = expected is not None
+
+    def fetch(self, path: str, on_progress: Callable[[int, int], None]) -> GivenDisk:
+        """See DiskSource. What is here when it ends early is gone on with the next time."""
+        partial = Partial(self._parts_dir, self._disk.url)
+        try:
+            self._download.fetch(partial, on_progress)
+            failpoint("image.url:here")
+            digest = self._verify(partial)
+            partial.move_to(path)
+        finally:
+            partial.close()
+        return GivenDisk(sha256=digest, size_bytes=partial.state.length, source=self._disk.url)
+
+    def _verify(self, partial: Partial) -> str:
+        """The SHA-256 of what is here. Raises Corrupt when it is not what was promised."""
+        import hashlib
+
+        digests = {name: hashlib.new(name) for name in {"sha256", getattr(self._expected, "algorithm", "sha256")}}
+        at = 0
+        while at < partial.state.length:
+            chunk = partial.read(at, CHUNK_BYTES)
+            at += len(chunk)
+            for digest in digests.values():
+                digest.update(chunk)
+        if self._expected is not None and digests[self._expected.algorithm].hexdigest() != self._expected.hex:
+            partial.drop()
+            found = digests[self._expected.algorithm].hexdigest()
+            raise Corrupt(
+                f"{self.what} has {self._expected.algorithm} {found[:12]}, not {self._expected.hex[:12]} as it should",
+                hint="what was fetched is thrown away; if this happens again, the checksum is of another version",
+            )
+        return digests["sha256"].hexdigest()

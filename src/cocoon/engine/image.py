@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
 
 class PullOptions(Value):
-    """`platform` is `os/arch[/variant]`, "" for the host's; `force` converts layers again that are here."""
+    """`platform` is `os/arch[/variant]`, "" for the host's; `force` converts again what is here; `checksum` vouches for
+    a disk at a URL: a digest, or the URL of a checksum file."""
 
     platform: str = ""
     force: bool = False
+    checksum: str = ""
 
 
 class ImageRow(Value):
@@ -45,7 +47,7 @@ class ImageRow(Value):
 def pull_image(
     world: World, ref: str, *, options: PullOptions | None = None, progress: Progress | None = None
 ) -> Image:
-    """The image that `ref` names in its registry, as it is there now.
+    """The image that `ref` names in its registry, as it is there now; or the disk at the URL `ref`.
 
     Raises InvalidSpec (no reference), NotFound, APIFailed, Timeout, Corrupt, Unsupported, HostFault, Interrupted.
     """
@@ -53,6 +55,12 @@ def pull_image(
     from cocoon.oci.source import RegistrySource
 
     options = options or PullOptions()
+    if "://" in ref:
+        from cocoon.engine.disk_image import pull_disk
+
+        return pull_disk(world, ref, checksum=options.checksum, force=options.force, progress=progress)
+    if options.checksum:
+        raise InvalidSpec("--checksum is for disks at URLs", hint="for an image in a registry write NAME@sha256:<hex>")
     reference = parse_reference(ref)
     source = RegistrySource(
         reference, world.config, platform=options.platform, parts_dir=world.paths.parts, progress=progress
@@ -64,6 +72,18 @@ def pull_image(
         raise
     source.drop_parts()
     return image
+
+
+def check_reference(ref: str) -> None:
+    """Raises InvalidSpec for what cannot be pulled: neither a reference nor the URL of a disk."""
+    if "://" in ref:
+        from cocoon.cloudimg.url import parse_url
+
+        parse_url(ref)
+    else:
+        from cocoon.oci.reference import parse_reference
+
+        parse_reference(ref)
 
 
 class ImportOptions(Value):
@@ -239,7 +259,7 @@ def find_image_in(reader: Reader, ref: str) -> Image:
     """`find_image` within a transaction."""
     from cocoon.oci.reference import parse_reference
 
-    found = reader.image_by_name(ref)
+    found = reader.image_by_name(ref.partition("#")[0] if "://" in ref else ref)
     if found is None:
         try:
             found = reader.image_by_name(str(parse_reference(ref)))

@@ -30,6 +30,9 @@ def furnish(root: str, programs: Iterable[str]) -> None:
             target = f"{target}/{part}"
             make_directory(target, DIRECTORY_MODE)
         copy_sparse(path, f"{root}{path}", mode=FILE_MODE, is_durable=False)
+    make_directory(f"{root}/dev", DIRECTORY_MODE)
+    # QEMU looks at it to find out which locks there are. It need not be the device.
+    os.close(os.open(f"{root}/dev/null", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
 
 
 def _find(name: str) -> str:

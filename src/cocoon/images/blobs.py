@@ -116,11 +116,19 @@ def claim_disk(store: Store, work_dir: str, image: Image) -> bool:
         return all(blob.sha256 in known and _hold(store.paths, work_dir, blob) for blob in image.blobs)
 
 
+def is_whole(paths: Paths, blob: Blob) -> bool:
+    """Whether the blob's file is there in its full length."""
+    try:
+        return os.stat(f"{paths.blobs}/{blob.file_name}", follow_symlinks=False).st_size == blob.size_bytes
+    except FileNotFoundError:
+        return False
+
+
 def _hold(paths: Paths, work_dir: str, blob: Blob) -> bool:
     """Gives a whole blob a second link in `work_dir`; False when it is not whole."""
     name = f"{paths.blobs}/{blob.file_name}"
     try:
-        if os.stat(name, follow_symlinks=False).st_size != blob.size_bytes:
+        if not is_whole(paths, blob):
             return False
         os.link(name, f"{work_dir}/{blob.file_name}")
     except FileExistsError:

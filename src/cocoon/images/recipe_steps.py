@@ -79,6 +79,10 @@ class RootSource:
             source=f"recipe {self._recipe.name}",
         )
 
+    def doubt(self, layer: SourceLayer) -> bool:
+        """See ImageSource: a tree is read again with the same result."""
+        return False
+
     @contextmanager
     def open_layer(self, layer: SourceLayer) -> Iterator[Iterator[bytes]]:
         """See ImageSource."""

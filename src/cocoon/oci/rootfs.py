@@ -128,6 +128,10 @@ class RootfsSource:
         self._by_digest[name] = tar
         return SourceLayer(digest=name, size_bytes=tar.size, diff_id=name)
 
+    def doubt(self, layer: SourceLayer) -> bool:
+        """See ImageSource: a file does not change."""
+        return False
+
     @contextmanager
     def open_layer(self, layer: SourceLayer) -> Iterator[Iterator[bytes]]:
         """See ImageSource."""

@@ -18,7 +18,7 @@ _cocoon() {
         case $word in
             --root-dir=*) state=("$word") ;;
             --*=*) ;;
-            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --name | --file | --reference | --platform | --entrypoint | --cmd | --env | --env-file | --workdir | --user | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --publish | --network | --nics | --hypervisor | --kernel | --volume | --password | --ssh-key | --user-data | --hostname | --tail | --timeout | -o | -o | -e | -w | -u | -m | -p | -v | -n) waiting=$word ;;
+            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --name | --file | --reference | --platform | --entrypoint | --cmd | --env | --env-file | --workdir | --user | --checksum | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --publish | --network | --nics | --hypervisor | --kernel | --volume | --password | --ssh-key | --user-data | --hostname | --tail | --timeout | -o | -o | -e | -w | -u | -m | -p | -v | -n) waiting=$word ;;
             -*) ;;
             *)
                 case "$route:$word" in
@@ -112,7 +112,7 @@ _cocoon() {
             "image import") flags="--reference --platform --entrypoint --cmd --env --env-file --workdir --user --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "image pull") flags="--platform --force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image pull") flags="--platform --force --checksum --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image rm") flags="--force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel add") flags="--name --modules --default --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel default") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;

@@ -10,7 +10,7 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
             continue
         end
         switch $word
-            case --config --root-dir --run-dir --log-dir --dns --output --name --file --reference --platform --entrypoint --cmd --env --env-file --workdir --user --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --publish --network --nics --hypervisor --kernel --volume --password --ssh-key --user-data --hostname --tail --timeout -o -o -e -w -u -m -p -v -n
+            case --config --root-dir --run-dir --log-dir --dns --output --name --file --reference --platform --entrypoint --cmd --env --env-file --workdir --user --checksum --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --publish --network --nics --hypervisor --kernel --volume --password --ssh-key --user-data --hostname --tail --timeout -o -o -e -w -u -m -p -v -n
                 set waiting $word
             case '-*'
             case '*'
@@ -229,6 +229,7 @@ complete -c cocoon -n '__cocoon_at "image list"' -s o -l output -d 'How to print
 complete -c cocoon -n '__cocoon_at "image list"' -s q -l quiet -d 'Print ids only'
 complete -c cocoon -n '__cocoon_at "image pull"' -l platform -d 'Which of several to fetch' -x
 complete -c cocoon -n '__cocoon_at "image pull"' -s f -l force -d 'Fetch again what is here already'
+complete -c cocoon -n '__cocoon_at "image pull"' -l checksum -d 'Checksum of a disk, or URL of a file with it' -x
 complete -c cocoon -n '__cocoon_at "image pull"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "image rm"' -s f -l force -d 'Take the name away although VMs use the image'
 complete -c cocoon -n '__cocoon_at "image rm"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
