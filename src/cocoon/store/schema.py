@@ -168,7 +168,8 @@ def migrate(connection: sqlite3.Connection) -> None:
             connection.execute(f"PRAGMA user_version = {number + 1}")
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # A signal may have come just after the commit.
+                connection.execute("ROLLBACK")
             raise
 
 
