@@ -32,11 +32,8 @@ static void set_once(char **field, const char *key, char *value)
 }
 
 /* nic=<mac>,<address>/<prefix>,<gateway>,<mtu>; address and gateway may be empty ("aa:..:ff,,,1500"). */
-static void parse_nic(char *text, struct config *config)
+bool parse_nic(char *text, struct nic *nic)
 {
-	if (config->nic_count == MAX_NICS)
-		fail("boot configuration: more than %d nic", MAX_NICS);
-	struct nic *nic = &config->nics[config->nic_count++];
 	long prefix = 0, mtu = 0;
 	char *rest = text;
 
@@ -44,14 +41,24 @@ static void parse_nic(char *text, struct config *config)
 	nic->address = strsep(&rest, ",");
 	nic->gateway = strsep(&rest, ",");
 	if (!rest || !parse_number(rest, 68, 65535, &mtu))
-		fail("boot configuration: bad nic of %s", nic->mac);
+		return false;
 	char *slash = strchr(nic->address, '/');
 	if (slash)
 		*slash++ = '\0';
 	if (*nic->address && (!slash || !parse_number(slash, 0, 32, &prefix)))
-		fail("boot configuration: bad prefix of nic %s", nic->mac);
+		return false;
 	nic->prefix = (int)prefix;
 	nic->mtu = (int)mtu;
+	return true;
+}
+
+static void add_nic(char *text, struct config *config)
+{
+	if (config->nic_count == MAX_NICS)
+		fail("boot configuration: more than %d nic", MAX_NICS);
+	struct nic *nic = &config->nics[config->nic_count++];
+	if (!parse_nic(text, nic))
+		fail("boot configuration: bad nic %s", nic->mac);
 }
 
 static void parse_stop_signal(const char *value, struct config *config)
@@ -91,7 +98,7 @@ static void apply(const char *key, char *value, struct config *config, size_t re
 	else if (strcmp(key, "dns") == 0)
 		append(config->dns, &config->dns_count, MAX_DNS, key, value);
 	else if (strcmp(key, "nic") == 0)
-		parse_nic(value, config);
+		add_nic(value, config);
 	else if (strcmp(key, "data") == 0)
 		parse_data(value, config);
 	else if (strcmp(key, "cow") == 0)

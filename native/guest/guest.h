@@ -54,6 +54,7 @@ bool parse_number(const char *text, long low, long high, long *number);
 /* modules.c, bootconfig.c, disks.c, root.c, network.c */
 void load_modules(const char *order_path);
 void read_config(const char *device, struct config *config);
+bool parse_nic(char *text, struct nic *nic);
 void parse_config(char *bytes, size_t size, struct config *config);
 void find_disk(const char *name, char *device, size_t size);
 void mount_root(const struct config *config);
@@ -61,6 +62,7 @@ void switch_root(void);
 void mount_interfaces(bool for_init);
 void seal_root(void);
 void start_network(const struct config *config);
+bool change_nic(const struct nic *nic, char *new_mac, const char **step);
 void write_identity(const struct config *config);
 
 /* data.c */

@@ -103,25 +103,81 @@ static bool set_address(int fd, const struct nic *nic, const char *name)
 	return ioctl(fd, SIOCSIFNETMASK, &request) == 0;
 }
 
-/* A machine without network is still worth having (its console works), so trouble here is told and not fatal. */
-static void start_nic(int fd, const struct nic *nic)
+static bool set_mac(int fd, const char *name, const char *mac)
+{
+	struct ifreq request = {.ifr_hwaddr.sa_family = 1 /* ARPHRD_ETHER */};
+	unsigned bytes[6];
+
+	if (sscanf(mac, "%2x:%2x:%2x:%2x:%2x:%2x", &bytes[0], &bytes[1], &bytes[2], &bytes[3], &bytes[4], &bytes[5]) != 6) {
+		errno = EINVAL;
+		return false;
+	}
+	strcpy(request.ifr_name, name);
+	for (size_t i = 0; i < 6; i++)
+		request.ifr_hwaddr.sa_data[i] = (char)bytes[i];
+	return ioctl(fd, SIOCSIFHWADDR, &request) == 0;
+}
+
+static bool set_up(int fd, const struct nic *nic, const char **step)
 {
 	struct ifreq request = {.ifr_mtu = nic->mtu};
 	char name[IFNAMSIZ];
 
-	if (!find_interface(nic->mac, name)) {
-		complain("no network interface has the address %s", nic->mac);
-		return;
-	}
+	*step = "no network interface has the address";
+	errno = ENODEV;
+	if (!find_interface(nic->mac, name))
+		return false;
 	strcpy(request.ifr_name, name);
+	*step = "cannot set the MTU of";
 	if (ioctl(fd, SIOCSIFMTU, &request) < 0)
-		complain("cannot set the MTU of %s to %d: %s", name, nic->mtu, strerror(errno));
+		return false;
+	*step = "cannot give an address to";
 	if (*nic->address && !set_address(fd, nic, name))
-		complain("cannot give %s the address %s/%d: %s", name, nic->address, nic->prefix, strerror(errno));
+		return false;
+	*step = "cannot bring up";
 	if (!bring_up(fd, name))
-		complain("cannot bring up %s: %s", name, strerror(errno));
-	else if (*nic->address && *nic->gateway && !set_gateway(fd, nic, name))
-		complain("cannot route through %s: %s", nic->gateway, strerror(errno));
+		return false;
+	*step = "cannot route through the gateway of";
+	return !*nic->address || !*nic->gateway || set_gateway(fd, nic, name);
+}
+
+/* A machine without network is still worth having (its console works), so trouble here is told and not fatal. */
+static void start_nic(int fd, const struct nic *nic)
+{
+	const char *step;
+
+	if (!set_up(fd, nic, &step))
+		complain("%s %s: %s", step, nic->mac, strerror(errno));
+}
+
+/* Gives the interface another address; what it had goes, with its routes. `new_mac` is NULL to keep its own. */
+bool change_nic(const struct nic *nic, char *new_mac, const char **step)
+{
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	struct nic wanted = *nic;
+	struct ifreq request = {0};
+	bool done = false;
+
+	*step = "no network interface has the address";
+	if (new_mac && find_interface(new_mac, request.ifr_name))
+		wanted.mac = new_mac;
+	if (fd >= 0 && find_interface(wanted.mac, request.ifr_name)) {
+		*step = "cannot take down";
+		done = ioctl(fd, SIOCGIFFLAGS, &request) == 0;
+		request.ifr_flags &= (short)~IFF_UP;
+		done = done && ioctl(fd, SIOCSIFFLAGS, &request) == 0;
+		if (done && new_mac && wanted.mac != new_mac) {
+			*step = "cannot change the MAC of";
+			done = set_mac(fd, request.ifr_name, new_mac);
+			wanted.mac = done ? new_mac : wanted.mac;
+		}
+		done = done && set_up(fd, &wanted, step);
+	}
+	int error = errno;
+	if (fd >= 0)
+		close(fd);
+	errno = error;
+	return done;
 }
 
 void start_network(const struct config *config)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import tarfile
 import threading
 import time
 
 import pytest
 
 import guest_vm
+from cocoon.guest.bootconfig import GuestNIC
 from cocoon.guest.channel import GREETING, HEADER, HELLO, Channel
+from cocoon.guest.identity import Identity, apply_identity
 from cocoon.guest.session import (
     Command,
     Exit,
@@ -21,6 +25,7 @@ from cocoon.guest.session import (
     start_detached,
     start_session,
 )
+from cocoon.guest.transfer import ArchiveReader, ArchiveWriter, start_tar_in, start_tar_out
 
 pytestmark = pytest.mark.e2e
 PATIENCE_S = 60
@@ -133,6 +138,63 @@ def test_a_machine_that_stands_still_for_a_while(machine):
         assert session.events(1.5) == []
         machine.monitor("cont", {})
         assert session.communicate(timeout_s=PATIENCE_S).stdout == b"through\n"
+
+
+def test_identity(machine):
+    with machine.channel(1, timeout_s=PATIENCE_S) as channel:
+        nic = GuestNIC(mac=guest_vm.MAC, address="10.0.2.77", prefix=24, gateway="10.0.2.2", mtu=1400)
+        identity = Identity(
+            hostname="somebody.else",
+            machine_id="new",
+            nics=(nic,),
+            new_macs=("52:54:00:12:34:99",),
+            dns=("10.0.2.4", "10.0.2.5"),
+            clock_ns=2_000_000_000 * 10**9,
+            entropy=bytes(range(64)),
+            host_keys=True,
+        )
+        before = run(channel, "cat /proc/sys/kernel/random/entropy_avail /etc/machine-id").stdout
+        assert apply_identity(channel, identity) == (
+            ("entropy", "done"), ("clock", "done"), ("hostname", "done"), ("machine-id", "done"), ("nic", "done"),
+            ("dns", "done"), ("host-keys", "unchanged"),
+        )  # fmt: skip
+        script = "hostname; cat /etc/hostname /etc/machine-id; ip -4 addr show eth0; ip link show eth0; ip route; "
+        text = run(channel, script + "cat /etc/hosts /etc/resolv.conf; date +%s").stdout.decode()
+        name, written, machine_id, *rest = text.splitlines()
+        assert name == written == "somebody.else" and re.fullmatch("[0-9a-f]{32}", machine_id)
+        assert machine_id not in before.decode()
+        for piece in ("inet 10.0.2.77/24", "mtu 1400", "52:54:00:12:34:99", "default via 10.0.2.2 dev eth0",
+                      "10.0.2.77\tsomebody.else", "nameserver 10.0.2.4\nnameserver 10.0.2.5"):  # fmt: skip
+            assert piece in text, text
+        assert "10.0.2.15" not in text and "tester" not in text and 2_000_000_000 <= int(rest[-1]) < 2_000_001_000
+        failures = dict(apply_identity(channel, Identity(hostname="no name", machine_id="x", entropy=b"short")))
+        assert all(outcome.startswith("failed: ") for outcome in failures.values()) and len(failures) == 3
+        assert dict(apply_identity(channel, Identity(hostname="somebody.else"))) == {"hostname": "unchanged"}
+
+
+def test_a_hundred_mebibytes_each_way(machine):
+    """At the speed of the channel; what PID 1 holds meanwhile is bounded."""
+    with machine.channel(1, timeout_s=PATIENCE_S) as channel:
+        run(channel, "dd if=/dev/zero of=/dev/shm/big bs=1M count=100 2>/dev/null")
+        started = time.monotonic()
+        reader, total = ArchiveReader(start_tar_out(channel, "/dev/shm/big")), 0
+        buffer = bytearray(65536)
+        while count := reader.readinto(buffer):
+            total += count
+        out_s = time.monotonic() - started
+        assert total > 100 * 1024 * 1024 and not reader.complaints
+        started = time.monotonic()
+        writer = ArchiveWriter(start_tar_in(channel, "/dev/shm"))
+        member = tarfile.TarInfo("copied")
+        member.size = 100 * 1024 * 1024
+        writer.write(member.tobuf())
+        for _ in range(1600):
+            writer.write(bytes(65536))
+        writer.write(bytes(1024))
+        assert writer.finish() == 0, writer.complaints
+        print(f"100 MiB: {out_s:.1f} s out, {time.monotonic() - started:.1f} s in")
+        same = run(channel, "cmp /dev/shm/big /dev/shm/copied && rm /dev/shm/*; grep VmRSS /proc/1/status").stdout
+        assert int(same.split()[1]) < 1024
 
 
 def test_a_thousand_sessions_leave_nothing(machine):

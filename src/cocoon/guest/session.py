@@ -145,6 +145,11 @@ class Session:
         """The descriptor to wait on for reading; call `events(0)` then."""
         return self.channel.fileno()
 
+    @property
+    def over(self) -> bool:
+        """Whether the session has ended or was left: no more events come."""
+        return self._over
+
     def events(self, timeout_s: float | None) -> list[Event]:
         """What has come: waits `timeout_s` for the first (0: not at all, None: for ever), [] when nothing came.
 
