@@ -125,7 +125,10 @@ def test_detached_commands_go_on_and_can_be_joined(machine):
         again = join_session(channel, session.number).communicate(timeout_s=PATIENCE_S)
         assert again == result
         number = start_detached(channel, Command(arguments=("sh", "-c", "seq 200000; exit 4")))
-        time.sleep(4)
+        deadline = time.monotonic() + PATIENCE_S
+        while any(info.number == number and info.state == "running" for info in list_sessions(channel)):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
         late = join_session(channel, number).communicate(timeout_s=PATIENCE_S)
         assert late.exit.code == 4 and late.stdout.endswith(b"199999\n200000\n") and len(late.stdout) <= 256 * 1024
 

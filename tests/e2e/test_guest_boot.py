@@ -13,6 +13,7 @@ import pytest
 import guest_vm
 from cocoon.errors import Timeout
 from cocoon.guest.bootconfig import GuestData
+from cocoon.guest.session import Command, join_session, start_session
 
 pytestmark = pytest.mark.e2e
 
@@ -181,19 +182,30 @@ def test_the_shells_poweroff(vm):
     assert "asked" in vm.wait_end()
 
 
-def test_an_init_becomes_pid_1(vm, tmp_path):
-    """The image's init has the machine: here busybox's, from its inittab."""
+def test_an_init_becomes_pid_1_and_the_agent_stays(vm, tmp_path):
+    """The image's init has the machine, here busybox's, from its inittab; our agent is a process beside it."""
     top = tmp_path / "top"
     (top / "etc").mkdir(parents=True)
     (top / "sbin").mkdir()
     (top / "sbin" / "init").symlink_to("/bin/busybox")
     script = "echo PID1 $(cat /proc/1/comm); hostname; ip -4 -o addr show eth0; "
-    script += "mount -t tmpfs tmpfs /run && echo own-run; poweroff -f"
-    (top / "etc" / "inittab").write_text(f"::sysinit:/bin/sh -c '{script}'\n")
+    script += "mount -t tmpfs tmpfs /run && echo own-run"
+    (top / "etc" / "inittab").write_text(f"::sysinit:/bin/sh -c '{script}'\n::shutdown:/bin/echo shutting down\n")
     vm.layers = [*vm.layers, guest_vm.make_layer(top, tmp_path / "top.erofs")]
-    text = vm.run("/sbin/init")
-    for piece in ("PID1 init\ntester\n", "inet 10.0.2.15/24", "own-run"):
+    vm.start(vm.config("/sbin/init"))
+    text = vm.wait_for("own-run")
+    for piece in ("PID1 init\ntester\n", "inet 10.0.2.15/24"):
         assert piece in text
+    with vm.channel(1, timeout_s=60) as channel:
+        assert channel.request("version").first("mode") == "agent"
+        script = "cat /proc/1/comm; pidof cocoon-agent >/dev/null || ps; echo $PATH; id -u; pwd; "
+        script += "grep VmRSS /proc/$PPID/status; cat /proc/self/oom_score_adj"
+        result = start_session(channel, Command(arguments=("sh", "-c", script))).communicate(timeout_s=60)
+        lines = result.stdout.decode().splitlines()
+        assert lines[0] == "init" and lines[-4:-2] == ["0", "/"] and lines[-1] == "0", result
+        assert int(lines[-2].split()[1]) < 1024
+        channel.request("shutdown", ("grace", "5"))
+    assert "shutting down" in vm.wait_end(timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -265,3 +277,30 @@ def test_a_guest_that_does_not_listen_yet_is_noticed(vm):
         time.sleep(0.01)
     with pytest.raises(Timeout):
         vm.channel(timeout_s=0.2)
+
+
+def test_a_main_command_on_lanes_waits_for_its_client(vm):
+    """What `run` needs: nothing of the output is lost before the first client, and the machine stays until it knows."""
+    script = "echo early; echo err >&2; read line; echo got $line; exit 9"
+    vm.start(vm.config("sh", "-c", script, stdio="pipes"))
+    vm.wait_for("early")
+    with vm.channel(1, timeout_s=60) as channel:
+        result = join_session(channel, 0).communicate(b"word\n", timeout_s=60)
+        assert (result.stdout, result.stderr, result.exit.code) == (b"early\ngot word\n", b"err\n", 9)
+    text = vm.wait_end(timeout=30)
+    for piece in ("early\n", "err\n", "got word\n"):
+        assert piece in text  # the console has a copy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("true",), 0), (("sh", "-c", "kill -9 $$"), 137), (("/no/such/program",), 127)]
+)
+def test_a_main_command_that_is_over_before_anybody_looks(vm, arguments, code):
+    vm.start(vm.config(*arguments, stdio="terminal"))
+    deadline = time.monotonic() + 20
+    while not (vm.directory / "channel-1").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(6)
+    with vm.channel(1, timeout_s=60) as channel:
+        assert join_session(channel, 0).communicate(timeout_s=60).exit.code == code
+    vm.wait_end(timeout=30)

@@ -188,9 +188,9 @@ def plan_end_steps(vm: VMRecord, *, timeout_s: float) -> tuple[Step, ...]:
     steps: list[Step] = []
     if vm.processes is not None:
         if timeout_s > 0:
-            channel = isinstance(vm.boot, DirectBoot) and bool(vm.boot.kernel)
+            ours = isinstance(vm.boot, DirectBoot) and bool(vm.boot.kernel)
             steps.append(
-                AskGuest(vm_id=vm.id, uid=vm.uid, processes=vm.processes, hypervisor=vm.hypervisor, channel=channel)
+                AskGuest(vm_id=vm.id, uid=vm.uid, processes=vm.processes, hypervisor=vm.hypervisor, surely=ours)
             )
             steps.append(WaitForEnd(processes=vm.processes, timeout_s=timeout_s))
         steps.append(EndVMM(vm_id=vm.id, processes=vm.processes, grace_s=END_GRACE_S))

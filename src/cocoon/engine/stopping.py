@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 # What PID 1 in the capsule gives the VMM between SIGTERM and SIGKILL, and a little for itself.
 END_GRACE_S = 8.0
 ASK_TIMEOUT_S = 2.0
+# For an image that may have the agent or not: one that has answers in milliseconds, and the power button is no loss.
+TRY_TIMEOUT_S = 0.5
 
 
 class AskGuest(Step):
-    """Asks the guest to shut itself down: over the control channel where our init serves it, else by the power button.
+    """Asks the guest to shut itself down: over the control channel where somebody serves it, else by the power button.
 
-    `channel` is false for an image with an init and kernel of its own. A guest that does not listen is no failure: what
-    follows in the plan ends it anyway.
+    `surely`: our own initramfs serves the channel; an image with a kernel of its own may have the agent. A guest that
+    does not listen is no failure: what follows in the plan ends it anyway.
     """
 
     step: ClassVar[str] = "ask-guest"
@@ -31,20 +33,21 @@ class AskGuest(Step):
     uid: int
     processes: VMProcesses
     hypervisor: str
-    channel: bool
+    surely: bool
 
     def describe(self) -> tuple[str, ...]:
-        way = "`shutdown` on its control channel" if self.channel else "the power button"
+        way = "`shutdown` on its control channel" + ("" if self.surely else ", else the power button")
         return (f"# ask the guest of VM {self.vm_id} to shut down: {way}",)
 
     def apply(self, world: World) -> Value | None:
         from cocoon.guest.channel import ask_shutdown
 
-        if self.channel:
-            try:
-                ask_shutdown(world.paths.vm(self.vm_id), self.processes, self.uid, timeout_s=ASK_TIMEOUT_S)
-                return None
-            except CocoonError as error:
+        timeout_s = ASK_TIMEOUT_S if self.surely else TRY_TIMEOUT_S
+        try:
+            ask_shutdown(world.paths.vm(self.vm_id), self.processes, self.uid, timeout_s=timeout_s)
+            return None
+        except CocoonError as error:
+            if self.surely:
                 world.report(f"{error.message}; trying the power button")
         self._press_power_button(world)
         return None

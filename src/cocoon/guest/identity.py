@@ -1,5 +1,5 @@
 """Who a guest is: hostname, machine id, addresses, name servers, clock, random numbers, SSH host keys; changed over the
-control channel, after a boot or in a clone. See docs/protocol.md, section 8.
+control channel, after a boot or in a clone. See docs/protocol.md, section 9.
 """
 
 from __future__ import annotations
