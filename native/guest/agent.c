@@ -10,11 +10,7 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
-#include <time.h>
 #include <unistd.h>
-
-/* A virtio port's driver may be a module that the init is yet to load. */
-#define PORTS_WAIT_S 30
 
 void spin_agent(int64_t until_ms)
 {
@@ -78,20 +74,16 @@ static void protect_from_oom(void)
 
 _Noreturn void run_agent(void)
 {
-	const struct timespec second = {.tv_sec = 1};
+	int64_t look_again_ms;
+	size_t ports;
 
 	prctl(PR_SET_NAME, "cocoon-agent");
 	host_program.shut_down = power_off_by_init;
 	protect_from_oom();
 	open_loop();
 	watch_signals();
-	for (int waited = 0; !open_ports(); waited++) {
-		if (waited == PORTS_WAIT_S) {
-			complain("this machine has no control channel, or another program serves it");
-			_exit(1);
-		}
-		nanosleep(&second, NULL);
-	}
-	for (;;)
-		spin_agent(0);
+	while ((look_again_ms = find_ports(&ports)) || ports)
+		spin_agent(look_again_ms);
+	complain("this machine has no control channel, or another program serves it");
+	_exit(1);
 }

@@ -99,8 +99,8 @@ void end_connection(struct connection *connection);
 int64_t serve_connections(void);               /* what is due; when to come again, 0 for never */
 
 /* ports.c */
-bool open_ports(void);              /* false: this machine has none, or another program serves them */
-void listen_at(int listening_fd);   /* a connection each: vsock, and a Unix socket in tests */
+int64_t find_ports(size_t *found);
+void listen_at(int listening_fd); /* a connection each: vsock, and a Unix socket in tests */
 
 /* records.c: "key=value\0" ... */
 struct request {
@@ -148,7 +148,7 @@ void set_environment(const struct launch *launch);
 
 /* sessions.c */
 struct session {
-	bool used, ended, stays, terminal, on_console, awaits_client, more;
+	bool used, ended, stays, terminal, awaits_client, more;
 	uint32_t number;
 	pid_t pid;
 	enum exit_kind kind;

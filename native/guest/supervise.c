@@ -63,6 +63,7 @@ static bool begin_shutdown(long grace_s)
 		return true;
 	}
 	machine.kill_at_ms = kill_at_ms;
+	sessions[0].awaits_client = false; /* whoever asks for the end does not come to watch */
 	if (!machine.config->stop_signal && ignores_signal(sessions[0].pid, signal))
 		signal = SIGHUP;
 	signal_session(&sessions[0], signal);
@@ -154,16 +155,17 @@ static _Noreturn void end(void)
 _Noreturn void supervise(struct config *config)
 {
 	int64_t until_ms = 0;
+	size_t ports;
 
 	machine.config = config;
 	host_program.config = config;
 	host_program.shut_down = begin_shutdown;
 	open_loop();
 	watch_signals();
-	open_ports();
 	watch_buttons();
 	start_main_command(config);
 	while (!main_command_is_over(&until_ms)) {
+		until_ms = sooner(until_ms, find_ports(&ports));
 		spin_agent(sooner(until_ms, press()));
 		until_ms = 0;
 	}
