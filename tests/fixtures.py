@@ -275,7 +275,8 @@ class Registry:
     def push(self, layout: Path, name: str) -> str:
         """Copies an OCI image layout in; gives the reference to pull."""
         reference = f"{self.host}/{name}"
-        command = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}", f"docker://{reference}"]
+        command = ["skopeo", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"]
+        command += [f"oci:{layout}", f"docker://{reference}"]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
         return reference
 

@@ -178,6 +178,28 @@ def test_a_stale_login_does_not_keep_from_public_images(world, home: Path) -> No
         verbs.pull_image(world, reference)
 
 
+def test_a_login_that_may_not_see_a_public_image(world, home: Path) -> None:
+    """The realm gives a token to whoever logs in, but the registry refuses it; the anonymous one is good."""
+    with lying_registry() as registry:
+        reference = registry.add("x", FakeImage([LAYER]))
+        log_in(home, registry.host)
+
+        def look(handler) -> bool:
+            if handler.path.startswith("/token"):
+                named = "Authorization" in handler.headers
+                send(handler, b'{"token": "narrow"}' if named else b'{"token": "good"}')
+                return True
+            given = handler.headers.get("Authorization")
+            if handler.path == "/v2/" or given == "Bearer good":
+                return False
+            realm = f'Bearer realm="http://{registry.host}/token"'
+            send(handler, b"{}", status=403 if given else 401, WWW_Authenticate=realm)
+            return True
+
+        registry.before = look
+        verbs.pull_image(world, reference)
+
+
 def test_a_realm_elsewhere_without_tls(world, home: Path) -> None:
     with lying_registry() as registry:
         reference = registry.add("x", FakeImage([LAYER]))

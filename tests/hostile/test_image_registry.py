@@ -322,3 +322,168 @@ def test_what_is_no_http(world) -> None:
 
         threading.Thread(target=babble, daemon=True).start()
         refuse(world, f"127.0.0.1:{server.getsockname()[1]}/r:x", "TLS|broke off|HTTP", CocoonError)
+
+
+# Patience is no weakness
+
+
+def answer_with(liar: LyingRegistry, raw: bytes) -> None:
+    """From now on whatever is asked is answered by these bytes."""
+
+    def say(handler) -> bool:
+        if handler.path == "/v2/":
+            return False
+        handler.wfile.write(raw)
+        handler.close_connection = True
+        return True
+
+    liar.before = say
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        (b"X: " + b"a" * 100_000 + b"\r\n", "more than 65536 bytes"),
+        (b"".join(b"X-%d: a\r\n" % number for number in range(200)), "more than 100 headers"),
+        (b"Content-Length: -5\r\n", "is not JSON"),
+        (b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", "broke off|is not JSON|HTTP"),
+    ],
+    ids=["long", "many", "negative length", "two lengths"],
+)
+def test_headers_that_go_too_far(world, liar: LyingRegistry, short_limits, headers: bytes, words: str) -> None:
+    answer_with(liar, b"HTTP/1.1 200 OK\r\n" + headers + b"\r\nzz\r\n")
+    refuse(world, f"{liar.host}/r:x", words, CocoonError)
+
+
+def test_chunks_of_a_size_that_is_none(world, liar: LyingRegistry, short_limits) -> None:
+    answer_with(liar, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 70_000)
+    refuse(world, f"{liar.host}/r:x", "broke off|HTTP", CocoonError)
+
+
+def test_an_endless_manifest(world, liar: LyingRegistry) -> None:
+    def endless(handler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.close_connection = True
+        while True:
+            handler.wfile.write(b" " * 65536)
+
+    liar.manifests["x"] = endless
+    refuse(world, f"{liar.host}/r:x", "manifest of .* is longer than 4MiB")
+
+
+def test_a_web_page(world, liar: LyingRegistry) -> None:
+    page = b"<html>Please log in to the hotel's network</html>"
+    liar.manifests["x"] = ("text/html; charset=utf-8", page)
+    refuse(world, f"{liar.host}/r:x", r"answers with a web page \(text/html\)")
+    image = FakeImage([Layer(PLAIN, "none")])
+    image.blobs[image.layers[0].digest] = lambda handler: send(handler, page, kind="text/html")
+    refuse(world, liar.add("y", image), "answers with a web page")
+
+
+def break_after(image: FakeImage, count: int, then) -> None:
+    """The first layer breaks off after so many bytes; `then` answers what is asked after that."""
+    data = image.layers[0].data
+    asked = []
+
+    def answer(handler) -> None:
+        asked.append(handler)
+        if len(asked) > 1:
+            then(handler)
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data[:count])
+        handler.close_connection = True
+
+    image.blobs[image.layers[0].digest] = answer
+
+
+RANGES = {
+    "another part": ({"Content-Range": "bytes 0-99/112640"}, "another part of layer"),
+    "another size": ({"Content-Range": "bytes 1000-112639/112641"}, "another part of layer"),
+    "no range": ({}, "another part of layer"),
+    "nonsense": ({"Content-Range": "bytes " + "9" * 5000}, "another part of layer"),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_ranges_that_lie(world, liar: LyingRegistry, short_limits, name: str) -> None:
+    headers, words = RANGES[name]
+    image = FakeImage([Layer(PLAIN, "none")])
+    rest = image.layers[0].data[1000:]
+    break_after(image, 1000, lambda handler: send(handler, rest, status=206, **headers))
+    refuse(world, liar.add("x", image), words)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(416, "has less of a layer"), (404, "has no image"), (403, "denies access"), (200, "sends 0")]
+)
+def test_a_layer_that_goes_in_the_middle(world, liar: LyingRegistry, short_limits, status: int, words: str) -> None:
+    image = FakeImage([Layer(PLAIN, "none")])
+    break_after(image, 1000, lambda handler: send(handler, b"", status=status))
+    refuse(world, liar.add("x", image), words, CocoonError)
+
+
+def test_other_bytes_after_the_break(world, liar: LyingRegistry, short_limits) -> None:
+    image = FakeImage([Layer(PLAIN, "none")])
+    size = len(image.layers[0].data)
+    wrong = image.layers[0].data[1000:-1000] + bytes(range(250)) * 4
+    spoken = {"Content-Range": f"bytes 1000-{size - 1}/{size}"}
+    break_after(image, 1000, lambda handler: send(handler, wrong, status=206, **spoken))
+    refuse(world, liar.add("x", image), "damaged or replaced|after a block of zeros|wrong checksum")
+
+
+def test_a_registry_that_is_busy_for_ever(world, liar: LyingRegistry, short_limits) -> None:
+    def busy(handler) -> bool:
+        if handler.path == "/v2/":
+            return False
+        send(handler, b"{}", status=503, Retry_After="0")
+        return True
+
+    liar.before = busy
+    refuse(world, f"{liar.host}/r:x", r"status 503 .tried 3 times", CocoonError)
+    busy_times = len([path for path, _ in liar.requests if "manifests" in path])
+    assert busy_times == 3
+
+
+@pytest.mark.parametrize("when", ["99999999999999999999", "-1", "Wed, 21 Oct 2099 07:28:00 GMT", "x" * 10_000])
+def test_pauses_that_are_asked_for_in_vain(world, liar: LyingRegistry, short_limits, when: str) -> None:
+    def busy(handler) -> bool:
+        if handler.path == "/v2/":
+            return False
+        send(handler, b"{}", status=429, Retry_After=when)
+        return True
+
+    liar.before = busy
+    refuse(world, f"{liar.host}/r:x", "too often", CocoonError)
+
+
+def test_credentials_stay_here_when_a_realm_or_a_resumed_layer_leads_away(
+    world, liar: LyingRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_limits
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {liar.host: {"auth": "bWU6c2VjcmV0"}}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with lying_registry() as other:
+        image = FakeImage([Layer(PLAIN, "none")])
+        rest, size = image.layers[0].data[1000:], len(image.layers[0].data)
+        spoken = {"Content-Range": f"bytes 1000-{size - 1}/{size}"}
+        other.blobs[image.layers[0].digest] = lambda handler: send(handler, rest, status=206, **spoken)
+        away = f"http://{other.host}/v2/r/blobs/{image.layers[0].digest}"
+        break_after(image, 1000, lambda handler: send(handler, b"", status=307, Location=away))
+        reference = liar.add("x", image)
+
+        def ask(handler) -> bool:
+            if handler.path.startswith("/token"):
+                send(handler, b"", status=307, Location=f"http://{other.host}/token")
+                return True
+            if handler.path != "/v2/" and "Authorization" not in handler.headers:
+                send(handler, b"{}", status=401, WWW_Authenticate='Basic realm="r"')
+                return True
+            return False
+
+        liar.before = ask
+        verbs.pull_image(world, reference)
+        assert [headers.get("Range") for _, headers in other.requests] == ["bytes=1000-"]
+        assert all("Authorization" not in headers for _, headers in other.requests)

@@ -205,8 +205,8 @@ def test_a_full_disk_behind_stdout() -> None:
 def test_an_early_interrupt(delay: float, tmp_path: Path) -> None:
     """Wherever it strikes after our first line: 130 and silence, or the work was done already."""
     launcher = """import sys
-print("up", flush=True)
 try:
+    print("up", flush=True)
     from cocoon.cli.main import main
     status = main()
 except KeyboardInterrupt:

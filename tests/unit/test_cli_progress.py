@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from cocoon.cli.progress import Lines, show_progress
+from cocoon.cli.progress import LinePart, show_progress
 from fixtures import PROJECT, clean_environment
 
 PULL = f"""
@@ -22,13 +22,14 @@ with show_progress("pulling [red]\\x1b[31mevil") as progress:
     progress.begin("sha256:" + "b" * 64, 100 << 20)
     for done in range(0, 101, 10):
         progress.advance("sha256:" + "b" * 64, done << 20)
+    progress.note("sha256:" + "b" * 64, "[blue]\\x1b[1mnote")
     progress.end("sha256:" + "b" * 64, "converted")
 """
 
 
 def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with show_progress("pulling x") as progress:
-        assert isinstance(progress, Lines)
+        assert isinstance(progress, LinePart)
         progress.end("sha256:" + "a" * 64, "exists")
         progress.begin("sha256:" + "b" * 64, 100 << 20)
         progress.advance("sha256:" + "b" * 64, 5)
@@ -42,7 +43,7 @@ def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-@pytest.mark.parametrize(("term", "kind"), [("xterm", "Bar"), ("dumb", "Lines"), ("", "Lines")])
+@pytest.mark.parametrize(("term", "kind"), [("xterm", "BarPart"), ("dumb", "LinePart"), ("", "LinePart")])
 def test_a_bar_only_where_it_can_be_drawn(term: str, kind: str) -> None:
     ours, theirs = pty.openpty()
     done = subprocess.run(
@@ -58,3 +59,4 @@ def test_a_bar_only_where_it_can_be_drawn(term: str, kind: str) -> None:
     os.close(ours)
     assert (done.returncode, done.stdout) == (0, f"{kind}\n")
     assert "[red]\\x1b[31mevil" in shown, "what came from outside is shown, not obeyed"
+    assert "[blue]\\x1b[1mnote" in shown

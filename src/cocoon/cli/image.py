@@ -13,25 +13,33 @@ from cocoon.cli.output import say, write_json, write_line
 from cocoon.cli.process import PROCESS_OPTIONS, read_environment
 from cocoon.engine import image as verbs
 from cocoon.engine.inspect import render_time
-from cocoon.errors import InvalidSpec
+from cocoon.errors import CocoonError, InvalidSpec
 from cocoon.model.image import Image
 from cocoon.model.vm import ProcessSpec
 from cocoon.units import printable, render_size
 
 
 def _pull(context: Context, call: Call) -> int:
-    from cocoon.cli.progress import show_progress
+    from cocoon.cli.progress import open_display
+    from cocoon.engine.pull import pull_images
 
-    world = context.engine().world()
+    quiet, words = call.is_on("quiet"), references(call)
     options = verbs.PullOptions(
         platform=call.text("platform"), force=call.is_on("force"), checksum=call.text("checksum")
     )
+    with open_display(quiet=quiet) as display:
+        outcomes = pull_images(
+            context.engine().world(),
+            words,
+            options=options,
+            progress_for=lambda word: display.part(f"pulling {word}"),
+        )
     batch = Batch(context.json)
-    for reference in references(call):
-        with batch.item(reference):
-            with show_progress(f"pulling {reference}") as progress:
-                image = verbs.pull_image(world, reference, options=options, progress=progress)
-            batch.succeed(image.id, image.name)
+    for word, outcome in zip(words, outcomes, strict=True):
+        with batch.item(word):
+            if isinstance(outcome, CocoonError):
+                raise outcome
+            batch.succeed(outcome.id, outcome.id if quiet else outcome.name)
     return batch.end()
 
 
@@ -178,11 +186,12 @@ COMMANDS = {
                 Option(name="platform", value="OS/ARCH", default="this host's", help="Which of several to fetch"),
                 Option(name="force", short="f", help="Fetch again what is here already"),
                 Option(name="checksum", value="SUM", help="Checksum of a disk, or URL of a file with it"),
-                OUTPUT,
+                OUTPUT, QUIET,
             ),
             details="Names are those of Docker: debian:13 is docker.io/library/debian:13. Credentials are those of "
             "docker login. A URL is that of a cloud image's disk; #sha256=<hex> may follow it, else a SHA256SUMS or "
-            "SHA512SUMS file beside it counts.",
+            "SHA512SUMS file beside it counts. What one image needs of another is fetched once; a pull that was "
+            "stopped goes on from where it was. Mirrors and insecure_registries are settings.",
             examples=(
                 "cocoon image pull debian:13", "cocoon image pull ghcr.io/owner/app:1.2 localhost:5000/app",
                 "cocoon image pull https://cloud-images.ubuntu.com/noble/current/noble-server-cloudimg-amd64.img",

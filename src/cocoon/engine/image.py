@@ -1,7 +1,7 @@
 """The verbs on images: pull, import, list, inspect, rm.
 
-No lock and no transaction is held while bytes arrive: an operation records that a work directory is in use, and one
-commit at the end makes the image, its layers and its pins.
+No transaction is held while bytes arrive, and no lock but that of the layer which they become: an operation records
+that a work directory is in use, and one commit at the end makes the image and its pins.
 """
 
 from __future__ import annotations

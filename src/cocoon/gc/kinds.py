@@ -7,12 +7,13 @@ from __future__ import annotations
 from cocoon.gc.blobs import Blobs, BootFiles
 from cocoon.gc.kernels import Initrds, Kernels
 from cocoon.gc.kind import Kind
+from cocoon.gc.parts import Parts
 from cocoon.gc.pins import Pins
 from cocoon.gc.temporary import DatabaseParts, Temporary
 from cocoon.gc.vms import Cgroups, Networks, VMs
 from cocoon.gc.work import Work
 
 KINDS: tuple[Kind, ...] = (
-    Pins(), Work(), Blobs(), BootFiles(), Initrds(), Kernels(), Temporary(), DatabaseParts(),
+    Pins(), Work(), Blobs(), BootFiles(), Initrds(), Kernels(), Parts(), Temporary(), DatabaseParts(),
     Networks(), Cgroups(), VMs(),
 )  # fmt: skip

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from cocoon.errors import CocoonError, Corrupt, HostFault, Interrupted, Unsupported
 from cocoon.host.failpoint import failpoint
 from cocoon.host.files import host_fault, remove_tree, require_space
+from cocoon.host.threads import Task
 from cocoon.images import blobs
 from cocoon.images.bootfiles import LayerScan, choose_boot_files, read_index
-from cocoon.images.convert import ConvertedLayer, convert_layer
+from cocoon.images.convert import ConvertedLayer, LargeFile, convert_layer
 from cocoon.images.erofs import Builder, find_builder
 from cocoon.images.source import Cancel, ImageSource, Progress, Silent, SourceImage, SourceLayer
 from cocoon.images.stages import STOP_TIMEOUT_S, Stages
@@ -122,6 +123,8 @@ class Assembly:
         while True:
             try:
                 return self._convert_once(builder, directory, layer)
+            except LargeFile:
+                builder = builder.in_one_thread()
             except OSError as error:
                 raise host_fault(f"convert layer {layer.digest[:19]}", error) from error
             except (Corrupt, Unsupported) as error:
@@ -181,17 +184,16 @@ def run_in_threads(work: Callable[[int], None], count: int, cancel: Cancel) -> N
                     errors.append(error)
                 cancel.set()
 
-    threads = [threading.Thread(target=take_turns, daemon=True) for _ in range(min(THREADS, count))]
+    tasks = [Task(take_turns) for _ in range(min(THREADS, count))]
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        for task in tasks:
+            task.start()
+        for task in tasks:
+            task.wait()
     finally:
         cancel.set()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join(STOP_TIMEOUT_S)
+        for task in tasks:
+            task.wait(STOP_TIMEOUT_S)
     # Those that were stopped say so; the one that is to blame comes first, whoever was faster to say it.
     errors.sort(key=lambda error: isinstance(error, Interrupted))
     if errors:

@@ -9,16 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cocoon.errors import Corrupt
-from cocoon.host.archive import BLOCK, END_MARKER, TarScanner, directory_block
+from cocoon.host.archive import BLOCK, END_MARKER, Sink, TarEntry, TarScanner, directory_block
 from cocoon.images.bootfiles import BootScanner, LayerScan
 from cocoon.images.decompress import Decompressor, plain_limit
 from cocoon.images.erofs import Build, Builder
 from cocoon.images.source import SourceLayer
 from cocoon.images.stages import Stages
 from cocoon.images.untrusted import BuiltFile
+from cocoon.units import MIB
 from cocoon.value import Value
 
 ROOT_MODE = 0o755
+LARGE_FILE_BYTES = 64 * MIB  # What mkfs.erofs may keep in memory of a file; its threads have a few of them in hand.
+
+
+class LargeFile(Exception):
+    """The layer has a file that this builder would need too much memory for: take one that works in one thread."""
 
 
 class ConvertedLayer(Value):
@@ -74,14 +80,20 @@ def convert_layer(
 ) -> ConvertedLayer:
     """Makes a blob of the layer that `chunks` deliver, in the new directory `directory`.
 
-    Raises Corrupt, Unsupported (compression, kinds of entries), CommandFailed (mkfs.erofs), HostFault (disk full), and
-    whatever `chunks` raise.
+    Raises LargeFile, Corrupt, Unsupported (compression, kinds of entries), CommandFailed (mkfs.erofs), HostFault (disk
+    full), and whatever `chunks` raise.
     """
     verifier = Verifier(layer)
     build = Build(builder, directory, layer.diff_id)
     boot = BootScanner(f"{directory}/boot")
     try:
-        tar = TarScanner(boot.look, verifier.what)
+
+        def look(entry: TarEntry) -> Sink | None:
+            if entry.size > LARGE_FILE_BYTES and builder.one_thread:
+                raise LargeFile
+            return boot.look(entry)
+
+        tar = TarScanner(look, verifier.what)
         # A layer without an entry for the root would get one that everybody can write to; a later one overrides this.
         build.write(directory_block("./", ROOT_MODE))
         for piece in stages.run(_unpacked(layer, chunks, verifier)):

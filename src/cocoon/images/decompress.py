@@ -9,6 +9,7 @@ from cocoon.errors import Corrupt, Unsupported
 from cocoon.units import KIB, MIB, render_size
 
 PIECE_BYTES = 256 * KIB  # At most so much is in memory at once, whatever the ratio.
+SLICE_BYTES = 64 * KIB
 # Real layers compress 2 to 10 times; a file of zeros in one lets the whole reach more. Beyond is a bomb.
 MAX_RATIO = 200
 FREE_BYTES = 256 * MIB  # Below this the ratio does not matter.
@@ -88,6 +89,11 @@ class Decompressor:
             for at in range(0, len(data), PIECE_BYTES):
                 yield self._counted(data[at : at + PIECE_BYTES])
             return
+        # In slices that mostly become one piece: what does not fit into one is copied for the next.
+        for at in range(0, len(data), SLICE_BYTES):
+            yield from self._unpacked(data[at : at + SLICE_BYTES])
+
+    def _unpacked(self, data: bytes) -> Iterator[bytes]:
         try:
             while data:
                 if self._state is None:

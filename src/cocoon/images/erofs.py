@@ -44,12 +44,23 @@ _VERSION = re.compile(rb"mkfs\.erofs \(?(?:erofs-utils\) )?v?([0-9]+)\.([0-9]+)"
 
 
 class Builder(Value):
-    """A mkfs.erofs that can do it: absolute `path`, `version`, and the arguments that choose the compression."""
+    """A mkfs.erofs that can do it: absolute `path`, `version`, and the arguments that choose the compression.
+
+    Where it compresses in several threads, `one_thread` are the arguments that keep it from that (`in_one_thread`).
+    """
 
     path: str
     version: str
     compression: tuple[str, ...]
+    one_thread: tuple[str, ...] = ()
     uid_base: int
+
+    def in_one_thread(self) -> Builder:
+        """The same, for layers with large files. What it makes is made of the same bytes, but for such files.
+
+        Several threads of 1.8 keep all that becomes of a file in memory until its end: 1 GiB of it for 1 GiB.
+        """
+        return self.replace(compression=(*self.compression, *self.one_thread), one_thread=())
 
 
 def find_builder(config: Config) -> Builder:
@@ -78,8 +89,14 @@ def find_builder(config: Config) -> Builder:
         path=path,
         version=".".join(map(str, version)),
         compression=COMPRESSION[config.erofs_compression],
+        one_thread=_one_thread(path) if COMPRESSION[config.erofs_compression] else (),
         uid_base=config.uid_base,
     )
+
+
+def _one_thread(path: str) -> tuple[str, ...]:
+    """The option, unless this is a build without threads, which does not know it."""
+    return ("--workers=0",) if b"--workers" in run([path, "--help"], timeout_s=VERSION_TIMEOUT_S) else ()
 
 
 def blob_uuid(diff_id: str) -> str:

@@ -83,7 +83,7 @@ class Cancel:
     def __init__(self, parent: Cancel | None = None) -> None:
         self._parent = parent
         self._is_set = False
-        self._left: set[int] = set()
+        self._left: set[threading.Thread] = set()
 
     @property
     def is_set(self) -> bool:
@@ -94,13 +94,13 @@ class Cancel:
         """Whoever asks from now on is told to stop."""
         self._is_set = True
 
-    def leave(self, thread_id: int) -> None:
-        """The thread with this identifier is to stop, whatever the others do."""
-        self._left.add(thread_id)
+    def leave(self, thread: threading.Thread) -> None:
+        """This thread is to stop, whatever the others do."""
+        self._left.add(thread)
 
     def check(self) -> None:
         """Raises Interrupted when the work is to stop."""
-        if threading.get_ident() in self._left:
+        if threading.current_thread() in self._left:
             raise Interrupted("stopped, because this layer has failed")
         if self._is_set:
             raise Interrupted("stopped, because another part of the image failed")

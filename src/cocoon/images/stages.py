@@ -10,9 +10,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import partial
 from types import TracebackType
 
 from cocoon.errors import Interrupted
+from cocoon.host.threads import Task
 from cocoon.images.source import Cancel
 
 PIECES_AHEAD = 8
@@ -35,14 +37,14 @@ class Stages:
         self._cancel = cancel
         self._changed = threading.Condition()
         self._is_over = False
-        self._threads: list[threading.Thread] = []
+        self._tasks: list[Task] = []
 
     def run(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         """The pieces that a new thread takes from `pieces` meanwhile; what is raised there is raised here."""
         line = _Line()
-        thread = threading.Thread(target=self._fill, args=(line, pieces), daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        task = Task(partial(self._fill, line, pieces))
+        self._tasks.append(task)
+        task.start()
         return self._drain(line)
 
     def _fill(self, line: _Line, pieces: Iterable[bytes]) -> None:
@@ -81,7 +83,7 @@ class Stages:
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
-        for thread in self._threads:
-            self._cancel.leave(thread.ident or 0)
-        for thread in self._threads:
-            thread.join(STOP_TIMEOUT_S)
+        for task in self._tasks:
+            self._cancel.leave(task)
+        for task in self._tasks:
+            task.wait(STOP_TIMEOUT_S)

@@ -8,8 +8,11 @@ used, else it is copied, and hashed on the way: nothing that the program left be
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from cocoon.host.files import can_still_be_written
+from cocoon.host.threads import Task
 from cocoon.model.image import Blob
 from cocoon.units import MIB
 from cocoon.value import Value
@@ -54,10 +57,31 @@ def adopt(source: str, path: str, *, suffix: str) -> BuiltFile:
         os.fchmod(fd, 0o444)
         if can_still_be_written(fd):
             return take_over(fd, path, suffix=suffix)
-        sha256 = file_digest(file, "sha256").hexdigest()
-        os.fsync(fd)
+        with _syncing(fd):
+            sha256 = file_digest(file, "sha256").hexdigest()
         os.rename(source, path)
         return BuiltFile(path=path, sha256=sha256, size_bytes=os.fstat(fd).st_size, suffix=suffix)
+
+
+@contextmanager
+def _syncing(fd: int) -> Iterator[None]:
+    """The file becomes durable meanwhile: reading it and writing it to the disk go well together. Raises OSError."""
+    failures: list[OSError] = []
+
+    def sync() -> None:
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            failures.append(error)
+
+    task = Task(sync)
+    task.start()
+    try:
+        yield
+    finally:
+        task.wait()
+    if failures:
+        raise failures[0]
 
 
 def take_over(source: int, path: str, *, suffix: str) -> BuiltFile:

@@ -11,13 +11,13 @@ from cocoon.config import Config
 from cocoon.errors import APIFailed, CocoonError, CommandFailed, Corrupt, HostFault, NotFound, Timeout, Unsupported
 from cocoon.host.http import Client, HTTPLimits
 from cocoon.host.retry import Patience
+from cocoon.images.parts import Part, part_path, remove_part
 from cocoon.images.source import Progress, Silent, SourceImage, SourceLayer
 from cocoon.oci.content import check_digest, resolve_image
 from cocoon.oci.credentials import Credentials, find_credentials
 from cocoon.oci.endpoint import Endpoint, find_endpoints
 from cocoon.oci.login import Login
 from cocoon.oci.manifest import MAX_CONFIG_BYTES, Descriptor, parse_platform
-from cocoon.oci.parts import Part, part_path, remove_part
 from cocoon.oci.reference import Reference
 from cocoon.oci.registry import Registry, Surroundings
 from cocoon.oci.transfer import Transfer

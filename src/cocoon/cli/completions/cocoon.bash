@@ -112,7 +112,7 @@ _cocoon() {
             "image import") flags="--reference --platform --entrypoint --cmd --env --env-file --workdir --user --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "image pull") flags="--platform --force --checksum --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image pull") flags="--platform --force --checksum --output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image rm") flags="--force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel add") flags="--name --modules --default --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel default") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;

@@ -231,6 +231,7 @@ complete -c cocoon -n '__cocoon_at "image pull"' -l platform -d 'Which of severa
 complete -c cocoon -n '__cocoon_at "image pull"' -s f -l force -d 'Fetch again what is here already'
 complete -c cocoon -n '__cocoon_at "image pull"' -l checksum -d 'Checksum of a disk, or URL of a file with it' -x
 complete -c cocoon -n '__cocoon_at "image pull"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
+complete -c cocoon -n '__cocoon_at "image pull"' -s q -l quiet -d 'Print ids only'
 complete -c cocoon -n '__cocoon_at "image rm"' -s f -l force -d 'Take the name away although VMs use the image'
 complete -c cocoon -n '__cocoon_at "image rm"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "image rm" 999' -f -a '(__cocoon_names image)'

@@ -115,10 +115,14 @@ def find_parts(directory: str) -> list[FoundPart]:
     return found
 
 
+def lock_of(path: str) -> str:
+    """The lock of the layer that a file of `find_parts` belongs to; it may be that file."""
+    return path.removesuffix(SUFFIX).removesuffix(LOCK_SUFFIX) + LOCK_SUFFIX
+
+
 def remove_part(path: str) -> bool:
-    """Removes a file that `find_parts` found, unless a command is at work on its layer. Raises HostFault."""
-    stem = path.removesuffix(SUFFIX).removesuffix(LOCK_SUFFIX)
-    held = try_lock(f"{stem}{LOCK_SUFFIX}")
+    """Removes a file of `find_parts`, unless a command is at work on its layer. Raises HostFault."""
+    held = try_lock(lock_of(path))
     if held is None:
         return False
     try:
