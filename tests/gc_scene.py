@@ -10,7 +10,8 @@ from cocoon.host import cgroup, netns
 from cocoon.paths import NETNS_DIR, Paths
 from store_examples import vm_id
 
-GHOST = vm_id(900)  # A VM that no store knows.
+# VMs that no store knows; namespaces and control groups are the machine's, which several test runs may share.
+GHOST, LOST = (vm_id(1_000_000 + 10 * os.getpid() + number) for number in (1, 2))
 HEX = "d" * 64
 BOOT_HEX = "b" * 64
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,17 @@ import pytest
 from cocoon.engine.gc import collect_garbage, find_garbage
 from cocoon.engine.kernel import add_kernel
 from cocoon.guest.kernels import KernelSource
-from cocoon.host import locks, netns
+from cocoon.host import cgroup, locks, netns
 from cocoon.model.operation import Operation
 from cocoon.model.vm import DirectBoot, Disk, DiskRole
 from cocoon.plan.world import World
 from cocoon.store.store import Store
 from deb_examples import make_kernel_deb
 from fixtures import Cocoon
-from gc_scene import GHOST, HEX, inject_debris, inventory, remove_debris
+from gc_scene import GHOST, HEX, LOST, inject_debris, inventory, remove_debris
 from guest_vm import build_init
 from kernel_scene import open_world
-from store_examples import make_record, make_store, vm_id
+from store_examples import make_record, make_store
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,11 +44,12 @@ def world(tmp_path: Path):
 
 
 def put_vm(world: World, number: int, **changes: object) -> None:
-    own = world.paths.vm(vm_id(number))
+    vm = make_record(number, **changes)
+    own = world.paths.vm(vm.id)
     for path in (own.disk_dir, own.run_dir, own.log_dir):
         os.mkdir(path)
     with world.store.write() as transaction:
-        transaction.put_vm(make_record(number, **changes))
+        transaction.put_vm(vm)
 
 
 def test_debris_of_every_kind_goes_and_nothing_else(world: World) -> None:
@@ -109,13 +111,13 @@ def test_a_vm_that_the_store_has_lost_is_kept_with_its_blobs_and_kernel(world: W
     boot = DirectBoot(kernel_path=f"{kernel}/vmlinuz", initrd_path="", kernel="")
     disk = Disk(path=blob, role=DiskRole.LAYER, serial="", read_only=True)
     inject_debris(world.paths)
-    put_vm(world, 7, boot=boot, disks=(disk,))
-    own, network = world.paths.vm(vm_id(7)), f"cocoon-{vm_id(7)}"
+    put_vm(world, 7, id=LOST, boot=boot, disks=(disk,))
+    own, network = world.paths.vm(LOST), f"cocoon-{LOST}"
     assert os.path.exists(own.mirror)
     netns.make_netns(network)
     try:
         with world.store.write() as transaction:
-            transaction.delete_vm(vm_id(7))
+            transaction.delete_vm(LOST)
         done = collect_garbage(world)
         kept = {item.path for item, caution in done.kept if "old database" in caution}
         assert kept == {own.disk_dir, own.run_dir, own.log_dir, netns.netns_path(network), kernel, blob}
@@ -149,6 +151,23 @@ def test_an_initramfs_that_a_vm_booted_stays_until_nobody_does(world: World, mon
     assert os.path.exists(fresh.initrd_path) and not os.path.exists(kernel.initrd_path)
 
 
+def test_a_directory_stays_as_long_as_what_it_vouches_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A control group with a process in it: without the VM's directory nobody would know later whose it is."""
+    groups = sorted(path for path in inject_debris(world.paths) if path.startswith("/sys/fs/cgroup"))
+    if not groups:
+        pytest.skip("this host lets nobody make control groups")
+    monkeypatch.setattr(cgroup, "REMOVE_TIMEOUT_S", 0.1)
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        group = next(path for path in groups if "cpuset" not in path)
+        Path(f"{group}/cgroup.procs").write_text(str(sleeper.pid))
+        done = collect_garbage(world)
+        assert {item.kind for item in done.failed} == {"cgroup", "vm"} and os.path.exists(group)
+        assert os.path.exists(world.paths.vm(GHOST).disk_dir)
+        sleeper.kill()
+    assert {item.kind for item in collect_garbage(world).removed} == {"cgroup", "vm"}
+    assert not any(os.path.exists(path) for path in groups)
+
+
 def test_what_cannot_be_removed_is_told_and_does_not_keep_the_rest(
     tmp_path: Path, world: World, cocoon: Cocoon
 ) -> None:
@@ -157,8 +176,6 @@ def test_what_cannot_be_removed_is_told_and_does_not_keep_the_rest(
     inject_debris(paths)
     stuck = Path(paths.kernels) / "0123456789abcdef"
     os.mkdir(stuck / "mounted")
-    import subprocess
-
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(stuck / "mounted")], check=True)
     try:
         done = cocoon.run("gc", check=False)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from cocoon.errors import CocoonError
+from cocoon.errors import CocoonError, HostFault
 from cocoon.gc.graph import Graph, Item, Root
 from cocoon.gc.kind import Kind, Sweep
 from cocoon.gc.rows import Rows, all_paths, path_nodes
@@ -36,6 +36,15 @@ class SweepVMs(Sweep):
     """Directories of VMs, whose ids are random: no other VM ever has them."""
 
     step: ClassVar[str] = "vms"
+
+    def remove(self, world: World, name: str) -> None:
+        """Raises HostFault, also while something is there that this directory vouches for."""
+        vm_id = os.path.basename(name)
+        places = [f"{hierarchy}/{cgroup.GROUP_NAME}/{vm_id}" for hierarchy in cgroup.mounted_hierarchies()]
+        left = next((path for path in (f"{NETNS_DIR}/{NETNS_PREFIX}{vm_id}", *places) if os.path.lexists(path)), "")
+        if left:
+            raise HostFault(f"{left} is still there")
+        super().remove(world, name)
 
 
 class SweepCgroups(Sweep):
