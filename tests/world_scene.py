@@ -65,3 +65,9 @@ def world() -> Iterator[str]:
         server.communicate()
         ip("link", "delete", "uplink")
         netns.remove_netns(name)
+
+
+def fetch(*prefix: str, url: str) -> str:
+    """What `url` answers, asked by a process started through `prefix`; "" when it does not."""
+    program = "import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=3).read().decode())"
+    return subprocess.run([*prefix, sys.executable, "-c", program, url], capture_output=True, text=True).stdout

@@ -41,6 +41,8 @@ class Config(Value):
     default_kernel: str = ""
     dns: str = "8.8.8.8,1.1.1.1"
     subnet: str = ""
+    cni_conf_dir: str = "/etc/cni/net.d"
+    cni_bin_dir: str = "/opt/cni/bin:/usr/lib/cni"
     uid_base: int = 1_900_000_000
     stop_timeout_s: int = 30
     erofs_compression: str = "lz4"

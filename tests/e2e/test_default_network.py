@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -74,8 +73,8 @@ def test_published_ports_lead_to_the_guest(shared_cocoon: Cocoon, world: str) ->
         ([], f"http://{world_scene.HOST}:8081/hello"),
         ([], "http://127.0.0.1:8081/hello"),
     ):
-        assert fetch(*where, url=url) == "published\n", (where, url)
-    assert fetch(url="http://127.0.0.1:8082/hello") == "", "that one is published on another address"
+        assert world_scene.fetch(*where, url=url) == "published\n", (where, url)
+    assert world_scene.fetch(url="http://127.0.0.1:8082/hello") == "", "that one is published on another address"
 
     refused = shared_cocoon.run("run", "-d", *SMALL, "-p", "8081:80", "busybox", check=False)
     assert refused.returncode == 4 and "published by VM web" in refused.stderr
@@ -93,17 +92,11 @@ def test_published_ports_lead_to_the_guest(shared_cocoon: Cocoon, world: str) ->
 
     # Whoever flushes the ruleset takes ours along; the next VM brings it back, with the ports of those that run.
     subprocess.run(["nft", "flush", "ruleset"], check=True)
-    assert fetch(*outside, url=f"http://{world_scene.HOST}:8081/hello") == ""
+    assert world_scene.fetch(*outside, url=f"http://{world_scene.HOST}:8081/hello") == ""
     run_guest(shared_cocoon, "mender", "true")
-    assert fetch(*outside, url=f"http://{world_scene.HOST}:8081/hello") == "published\n"
+    assert world_scene.fetch(*outside, url=f"http://{world_scene.HOST}:8081/hello") == "published\n"
 
     shared_cocoon.run("vm", "rm", "--force", "web")
-    assert fetch(*outside, url=f"http://{world_scene.HOST}:8081/hello") == ""
+    assert world_scene.fetch(*outside, url=f"http://{world_scene.HOST}:8081/hello") == ""
     rules = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
     assert "8081" not in rules and "8082" not in rules
-
-
-def fetch(*prefix: str, url: str) -> str:
-    """What `url` answers, asked by a process started through `prefix`; "" when it does not."""
-    program = "import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=3).read().decode())"
-    return subprocess.run([*prefix, sys.executable, "-c", program, url], capture_output=True, text=True).stdout

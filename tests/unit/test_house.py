@@ -30,7 +30,7 @@ LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # on the store that it commits to, settings on the paths that they decide; garbage goes by the rules of its makers.
 ALLOWED_SIBLINGS = {
     ("oci", "images"), ("images", "oci"), ("cloudimg", "images"), ("plan", "store"), ("config", "paths"),
-    ("gc", "images"),
+    ("gc", "images"), ("gc", "network"),
     ("units", "errors"), ("value", "errors"), ("value", "units"),
 }  # fmt: skip
 

@@ -105,6 +105,7 @@ def read_spec(call: Call, context: Context) -> VMSpec:
         networks=call.texts("network"),
         ports=_ports(call),
         allow_host=call.is_on("allow-host"),
+        bridge=call.text("bridge"),
         first_boot=read_first_boot(call),
     )
     if call.has("name") and not spec.name:
@@ -167,8 +168,9 @@ _SPEC_OPTIONS = (
     Option(name="allow-host", help="Let the guest reach the host's own services"),
     Option(
         name="network", value="NETWORK", many=True, completes="network",
-        help="Network of the first interface, and if given again of the next",
+        help="Network of the first interface, and if given again of the next; cni for the host's first",
     ),
+    Option(name="bridge", value="DEVICE", help="Put the interfaces on this bridge of the host's instead"),
     Option(name="nics", value="N", default="1", help="Network interfaces; 0 for none"),
     Option(
         name="hypervisor", value="NAME", default="auto", choices=HYPERVISORS,

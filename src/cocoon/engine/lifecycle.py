@@ -22,7 +22,7 @@ from cocoon.host.files import make_directory, remove_tree
 from cocoon.host.locks import is_locked, try_lock
 from cocoon.hypervisors import discovery
 from cocoon.model.vm import DirectBoot, DiskRole, VMRecord, VMState
-from cocoon.network.attach import plan_network, plan_network_end
+from cocoon.network.attach import plan_network, plan_network_end, plan_network_release
 from cocoon.plan.execute import execute
 from cocoon.plan.launch import LaunchVMM
 from cocoon.plan.plan import Plan
@@ -94,7 +94,7 @@ def start_vm(world: World, vm: VMRecord) -> VMRecord:
         # Both may be on a tmpfs that was emptied by a reboot.
         places = (MakeDirectory(path=path, kept=True) for path in (own.run_dir, own.log_dir))
         with world.store.read() as reader:
-            networks = networks_of(reader, (nic.network for nic in now.nics))
+            networks = networks_of(reader, now.nics)
         steps = (*places, *plan_start_steps(now, own, backend=backend, facts=facts, networks=networks))
         plan = Plan(
             kind="vm.start",
@@ -137,7 +137,7 @@ def remove_vm(world: World, vm: VMRecord, *, force: bool) -> None:
                 f"VM {now.spec.name} is running", hint=f"stop it first, or: cocoon vm rm --force {now.spec.name}"
             )
         own = world.paths.vm(now.id)
-        steps: list[Step] = list(plan_end_steps(now, timeout_s=0.0))
+        steps: list[Step] = [*plan_end_steps(now, timeout_s=0.0), *plan_network_release(now)]
         steps += [RemoveTree(path=path) for path in (own.disk_dir, own.log_dir, own.run_dir)]
         plan = Plan(
             kind="vm.rm",

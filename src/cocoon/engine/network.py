@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from json import dumps
 from typing import TYPE_CHECKING
 
-from cocoon.errors import InvalidSpec, NotFound
+from cocoon.errors import InvalidSpec, NotFound, Unsupported
 from cocoon.model.network import Network
 from cocoon.network.addressing import DEFAULT_NETWORK, bridge_name, choose_subnet, choose_subnet6
+from cocoon.network.conflist import find_conflist, read_conflists
 from cocoon.paths import DEFAULT_ROOT_DIR
 from cocoon.plan.execute import execute
 from cocoon.plan.plan import Plan
@@ -17,11 +19,13 @@ from cocoon.units import parse_name, parse_subnet, printable
 from cocoon.value import Value, to_plain
 
 if TYPE_CHECKING:
-    from cocoon.model.vm import VMSpec
+    from cocoon.model.vm import NIC, VMSpec
+    from cocoon.network.conflist import ConfList
     from cocoon.plan.world import World
     from cocoon.store.reader import Reader
     from cocoon.store.transaction import Transaction
 
+ANY_CNI = "cni"  # As a network's name: the first that the host's files describe.
 MIN_MTU, MAX_MTU = 1280, 65_521  # IPv6's least; what a TAP takes.
 
 
@@ -45,6 +49,7 @@ class NetworkMaker:
         self._store_id = world.store.id
         self._is_main = world.paths.root_dir == DEFAULT_ROOT_DIR
         self._wanted = world.config.subnet
+        self._cni_dir = world.config.cni_conf_dir
         self._taken = [route.destination for route in routes(socket.AF_INET) if route.destination]
 
     def resolve(self, transaction: Transaction, name: str) -> Network:
@@ -52,12 +57,19 @@ class NetworkMaker:
         found = transaction.network(name)
         if found is not None:
             return found
-        if name != DEFAULT_NETWORK:
-            known = ", ".join(network.name for network in transaction.networks()) or "none yet"
-            raise NotFound(
-                f"there is no network {printable(name)} (there is: {known})", hint=f"cocoon network create {name}"
-            )
-        return self.make(transaction, NetworkSpec(name=DEFAULT_NETWORK, subnet=self._wanted))
+        if name == DEFAULT_NETWORK:
+            return self.make(transaction, NetworkSpec(name=DEFAULT_NETWORK, subnet=self._wanted))
+        if name == ANY_CNI:
+            return describe_cni(find_conflist(self._cni_dir, ""))
+        described, problems = read_conflists(self._cni_dir)
+        for conflist in described:
+            if conflist.name == name:
+                return describe_cni(conflist)
+        known = ", ".join([*(n.name for n in transaction.networks()), *(c.name for c in described)]) or "none yet"
+        broken = "".join(f"; {problem}" for problem in problems)
+        raise NotFound(
+            f"there is no network {printable(name)} (there is: {known}{broken})", hint=f"cocoon network create {name}"
+        )
 
     def make(self, transaction: Transaction, spec: NetworkSpec) -> Network:
         """A new network with a subnet that nothing else has. Raises InvalidState, AlreadyExists."""
@@ -74,6 +86,31 @@ class NetworkMaker:
         )
         transaction.put_network(network)
         return network
+
+
+def describe_bridge(name: str) -> Network:
+    """The network that a bridge of the host's is. Raises NotFound, InvalidSpec (it is another kind of interface)."""
+    from cocoon.host.netlink import find_link
+
+    link = find_link(name)
+    if link is None:
+        raise NotFound(f"bridge {printable(name)} does not exist", hint="this host's: ip link show type bridge")
+    if link.kind != "bridge":
+        raise InvalidSpec(
+            f"{printable(name)} is no bridge but {link.kind or 'hardware'}", hint="ip link show type bridge"
+        )
+    return Network(
+        name=name, provider="bridge", subnet="", subnet6="", mtu=link.mtu, isolated=False, bridge=name, created_at=0.0
+    )
+
+
+def describe_cni(conflist: ConfList) -> Network:
+    """The network that a file of the host's describes."""
+    config = dumps(to_plain(conflist))
+    return Network(
+        name=conflist.name, provider="cni", subnet="", subnet6="", mtu=0, isolated=False, bridge="", created_at=0.0,
+        config=config,
+    )  # fmt: skip
 
 
 def create_network(world: World, spec: NetworkSpec) -> Network:
@@ -138,6 +175,20 @@ def remove_network(world: World, name: str) -> Network:
     return network
 
 
+def check_publishable(spec: VMSpec, networks: Iterable[Network]) -> None:
+    """Raises Unsupported when none of the VM's networks can do what is asked for."""
+    networks = tuple(networks)
+    if any(network.provider == "nat" for network in networks):
+        return
+    if spec.allow_host:
+        raise Unsupported("--allow-host is for the engine's own networks", hint="leave it out")
+    if spec.ports and "portMappings" not in networks[0].config:
+        raise Unsupported(
+            f"network {networks[0].name} publishes no ports",
+            hint="use the default network, or one whose conflist has a plugin with capability portMappings",
+        )
+
+
 def check_ports_free(spec: VMSpec) -> None:
     """Raises InvalidState when a program on this host has one of the ports that are to be published."""
     if spec.ports:
@@ -147,6 +198,14 @@ def check_ports_free(spec: VMSpec) -> None:
             check_port_free(port)
 
 
-def networks_of(reader: Reader, names: Iterable[str]) -> dict[str, Network]:
-    """The networks with these names, by name. Raises NotFound."""
-    return {name: find_network(reader, name) for name in names}
+def networks_of(reader: Reader, nics: Iterable[NIC]) -> dict[str, Network]:
+    """The networks of these interfaces, by name. Raises NotFound."""
+    return {nic.network: find_network(reader, nic.network) if nic.provider == "nat" else _outside(nic) for nic in nics}
+
+
+def _outside(nic: NIC) -> Network:
+    """A network that the host describes, as far as one of its interfaces knows it."""
+    return Network(
+        name=nic.network, provider=nic.provider, subnet="", subnet6="", mtu=nic.mtu, isolated=False, bridge=nic.bridge,
+        created_at=0.0,
+    )  # fmt: skip

@@ -14,19 +14,20 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from cocoon.engine.allot import allot, resolve_networks
 from cocoon.engine.cloud import check_cloud
 from cocoon.engine.disks import plan_disk_steps, plan_firmware_steps
-from cocoon.engine.draw import Allotment, Request, draw_boot_config, draw_record
+from cocoon.engine.draw import Request, draw_boot_config, draw_record
 from cocoon.engine.fit_image import fit_image
 from cocoon.engine.initrd import refresh_kernel
 from cocoon.engine.lifecycle import plan_start_steps
 from cocoon.engine.process import check_applies
-from cocoon.engine.spec import check_spec, derive_name, make_id
+from cocoon.engine.spec import check_spec, make_id
 from cocoon.errors import AlreadyExists, InvalidSpec, InvalidState, NotFound
 from cocoon.host.facts import gather_facts
 from cocoon.hypervisors import discovery
 from cocoon.model.vm import VMRecord, VMSpec, VMState
-from cocoon.network.addressing import DEFAULT_NETWORK, make_nic
+from cocoon.network.attach import holds_something, plan_attachments
 from cocoon.paths import Paths
 from cocoon.plan.execute import execute
 from cocoon.plan.plan import Plan
@@ -34,13 +35,11 @@ from cocoon.plan.rows import DeleteVM, MarkRunning, SetVMState
 from cocoon.plan.steps import MakeDirectory
 
 if TYPE_CHECKING:
-    from cocoon.config import Config
     from cocoon.engine.network import NetworkMaker
     from cocoon.hypervisors.hypervisor import Hypervisor
     from cocoon.model.host import HostFacts
     from cocoon.model.image import Image
     from cocoon.model.kernel import Kernel
-    from cocoon.model.network import Network
     from cocoon.plan.step import Step
     from cocoon.plan.world import World
     from cocoon.store.reader import Reader
@@ -130,9 +129,18 @@ def _make(world: World, prepared: Prepared, *, start: bool) -> VMRecord:
         transaction.put_vm(vm)
         for digest in pinned_digests(request):
             transaction.pin(digest, "vm", vm.id)
+        if not holds_something(vm):
+            return plan
+        # Addresses that others give must be known before the guest can be told of them.
+        networks = {network.name: network for network in resolve_networks(transaction, prepared)}
+        return plan.replace(steps=plan_attachments(vm, networks), goes_on=True)
+
+    def draw_rest(transaction: Transaction) -> Plan:
+        vm, plan = draw_creation(transaction, prepared, world, start=start)
+        transaction.put_vm(vm)
         return plan
 
-    execute(world, draw)
+    execute(world, draw, draw_rest=draw_rest)
     with world.store.read() as reader:
         vm = reader.vm(request.vm_id)
     assert vm is not None, "the commit that ended the plan wrote this row"
@@ -167,8 +175,8 @@ def pinned_digests(request: Request) -> tuple[str, ...]:
 def draw_creation(transaction: Transaction, prepared: Prepared, world: World, *, start: bool) -> tuple[VMRecord, Plan]:
     """The record and the plan of a new VM, with what the store allots to it."""
     paths = world.paths
-    networks = _resolve_networks(transaction, prepared)
-    allotment = _allot(transaction, prepared.request, config=world.config, networks=networks)
+    networks = resolve_networks(transaction, prepared)
+    allotment = allot(transaction, prepared.request, config=world.config, networks=networks)
     vm = draw_record(prepared.request, allotment, backend=prepared.backend, facts=prepared.facts, paths=paths)
     steps: tuple[Step, ...] = (
         *plan_place_steps(vm, paths),
@@ -206,28 +214,3 @@ def plan_place_steps(vm: VMRecord, paths: Paths) -> tuple[Step, ...]:
     """The steps that make the VM's own directories."""
     own = paths.vm(vm.id)
     return tuple(MakeDirectory(path=path) for path in (own.disk_dir, own.run_dir, own.log_dir))
-
-
-def _resolve_networks(transaction: Transaction, prepared: Prepared) -> tuple[Network, ...]:
-    """The network of each NIC: those that were named, in order, and for NICs beyond them the first again."""
-    spec = prepared.request.spec
-    names = spec.networks or (DEFAULT_NETWORK,)
-    each = (names[index] if index < len(names) else names[0] for index in range(spec.nics))
-    return tuple(prepared.networks.resolve(transaction, name) for name in each)
-
-
-def _allot(transaction: Transaction, request: Request, *, config: Config, networks: tuple[Network, ...]) -> Allotment:
-    """Name, uid and addresses, from the store."""
-    spec = request.spec
-    name = spec.name or derive_name(request.image.name, lambda name: transaction.vm_named(name) is not None)
-    uid = transaction.allocate_uid(config.uid_base, request.vm_id)
-    nics = tuple(
-        make_nic(
-            request.vm_id,
-            index,
-            network=network,
-            address=transaction.allocate_address(network.subnet, request.vm_id, index, network=network.name),
-        )
-        for index, network in enumerate(networks)
-    )
-    return Allotment(name=name, uid=uid, nics=nics)

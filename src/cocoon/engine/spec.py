@@ -52,6 +52,11 @@ def check_spec(spec: VMSpec) -> None:
         )
     for network in spec.networks:
         parse_name(network, "network")
+    if spec.bridge and (spec.networks or spec.ports or spec.allow_host):
+        raise InvalidSpec(
+            "--bridge goes with none of --network, --publish and --allow-host",
+            hint="a VM on a bridge of the host's has an address of that LAN",
+        )
     if spec.nics == 0 and (spec.ports or spec.allow_host):
         raise InvalidSpec("--publish and --allow-host need a network interface", hint="leave --nics 0 out")
     _check_size("--memory", spec.memory_bytes, least=MIN_MEMORY_BYTES, most=MAX_MEMORY_BYTES)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cocoon.gc.graph import Graph, Root
 from cocoon.model.image import Blob, Image, Layer
 from cocoon.model.kernel import Kernel
-from cocoon.model.operation import Operation, Pin
+from cocoon.model.operation import Debt, Operation, Pin
 from cocoon.model.vm import VMRecord
 from cocoon.paths import Paths
 from cocoon.value import Value, to_plain
@@ -32,6 +32,7 @@ class Rows(Value):
     blobs: tuple[Blob, ...] = ()
     pins: tuple[Pin, ...] = ()
     operations: tuple[Operation, ...] = ()
+    debts: tuple[Debt, ...] = ()
 
 
 def read_rows(reader: Reader) -> Rows:
@@ -44,6 +45,7 @@ def read_rows(reader: Reader) -> Rows:
         blobs=tuple(reader.blobs().values()),
         pins=tuple(reader.pins()),
         operations=tuple(reader.operations()),
+        debts=tuple(reader.debts()),
     )
 
 

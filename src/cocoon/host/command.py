@@ -174,6 +174,11 @@ class Running:
             if fd >= 0:
                 os.set_blocking(fd, False)
 
+    @property
+    def output(self) -> bytes:
+        """What it has written to stdout so far: of one that failed, too."""
+        return bytes(self._output)
+
     def communicate(
         self, input_bytes: bytes = b"", *, timeout_s: float, watch: Callable[[bytes], None] | None = None
     ) -> bytes:

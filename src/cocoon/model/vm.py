@@ -177,7 +177,7 @@ class VMSpec(Value):
     """What a user asked for, parsed and checked for itself; sizes in bytes.
 
     `networks` are those of the NICs in order; NICs beyond them are on the first, and without any on the default one.
-    With `allow_host` the guest may reach the host's own services.
+    With `bridge` all are on that one of the host's. With `allow_host` the guest may reach the host's own services.
     """
 
     name: str
@@ -199,6 +199,7 @@ class VMSpec(Value):
     networks: tuple[str, ...] = ()
     ports: tuple[PublishedPort, ...] = ()
     allow_host: bool = False
+    bridge: str = ""
     first_boot: FirstBoot | None = None
 
 

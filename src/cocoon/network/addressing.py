@@ -30,6 +30,11 @@ def link_name(vm_id: str, index: int) -> str:
     return f"cv{vm_id[:8]}-{index}"
 
 
+def bridge_port_name(vm_id: str, index: int) -> str:
+    """The same on a bridge of the host's own."""
+    return f"bt{vm_id[:8]}-{index}"
+
+
 def inner_name(index: int) -> str:
     """The other end, in the VM's namespace: the name that CNI gives it, too."""
     return f"eth{index}"
@@ -66,8 +71,15 @@ def link_local_address(mac: str) -> str:
     return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + identifier))
 
 
-def make_nic(vm_id: str, index: int, *, network: Network, address: str) -> NIC:
-    """The NIC number `index` of a VM with a static address in `network`; its IPv6 address has the same number."""
+def make_nic(vm_id: str, index: int, *, network: Network, address: str = "") -> NIC:
+    """The NIC number `index` of a VM. On a network of ours it has a static address, and an IPv6 one of the same number;
+    elsewhere what it has is found out when it is attached."""
+    if network.provider != "nat":
+        return NIC(
+            index=index, mac=mac_address(vm_id, index), tap=tap_name(vm_id, index), netns=netns_name(vm_id),
+            network=network.name, address="", prefix=0, gateway="", provider=network.provider,
+            link=bridge_port_name(vm_id, index) if network.bridge else "", bridge=network.bridge, mtu=network.mtu,
+        )  # fmt: skip
     low, prefix = parse_subnet(network.subnet)
     number = int(ipaddress.IPv4Address(address)) - low
     return NIC(

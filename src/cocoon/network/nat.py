@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cocoon.model.network import Network
-from cocoon.model.vm import NIC
+from cocoon.model.vm import NIC, VMRecord
 from cocoon.network.addressing import inner_name
 from cocoon.network.steps import AttachLink, DetachLink, EnsureBridge
 from cocoon.plan.step import Step
@@ -12,7 +12,9 @@ from cocoon.plan.step import Step
 class NAT:
     """The NetworkProvider of networks that the engine makes."""
 
-    def plan_attach(self, nic: NIC, network: Network) -> tuple[Step, ...]:
+    holds = False
+
+    def plan_attach(self, vm: VMRecord, nic: NIC, network: Network) -> tuple[Step, ...]:
         """The bridge, made by whoever comes first, and a fenced port of it."""
         return (
             EnsureBridge(network=network),
@@ -30,6 +32,10 @@ class NAT:
     def plan_detach(self, nic: NIC) -> tuple[Step, ...]:
         """Its port goes; the bridge stays for the others."""
         return (DetachLink(link=nic.link),)
+
+    def plan_release(self, vm: VMRecord, nic: NIC) -> tuple[Step, ...]:
+        """Nothing: its address is a row's, and goes with the VM's."""
+        return ()
 
 
 PROVIDER = NAT()

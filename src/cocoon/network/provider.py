@@ -11,21 +11,27 @@ from typing import Protocol
 
 from cocoon.errors import Unsupported
 from cocoon.model.network import Network
-from cocoon.model.vm import NIC
+from cocoon.model.vm import NIC, VMRecord
 from cocoon.plan.step import Step
 from cocoon.units import printable
 
-PROVIDERS = ("nat",)
+PROVIDERS = ("nat", "cni", "bridge")
 
 
 class NetworkProvider(Protocol):
-    """One way to connect."""
+    """One way to connect. `holds`: what it was given (an address of somebody else's) is kept while the VM is stopped,
+    and with it the namespace; otherwise everything goes with the VM's end and is made anew at its start."""
 
-    def plan_attach(self, nic: NIC, network: Network) -> tuple[Step, ...]:
-        """From the VM's empty namespace to its interface there, connected."""
+    holds: bool
+
+    def plan_attach(self, vm: VMRecord, nic: NIC, network: Network) -> tuple[Step, ...]:
+        """From the VM's namespace to its interface there, connected; what is there already is kept."""
 
     def plan_detach(self, nic: NIC) -> tuple[Step, ...]:
-        """Everything outside the VM's namespace goes; it is finished, never undone."""
+        """The VM has ended: nothing outside its namespace may be sent to it any more. Finished, never undone."""
+
+    def plan_release(self, vm: VMRecord, nic: NIC) -> tuple[Step, ...]:
+        """The VM is removed: what `holds` is given back. Finished, never undone."""
 
 
 def load_provider(name: str) -> NetworkProvider:

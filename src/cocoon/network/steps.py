@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 
 class MakeNetns(Step):
-    """A network namespace of the VM's own, with its loopback up. No VMM ever runs in the host's."""
+    """A network namespace of the VM's own, with its loopback up. No VMM ever runs in the host's.
+
+    Its undo leaves one that is `kept`: somebody has put something into it that must be taken back first.
+    """
 
     step: ClassVar[str] = "netns"
     name: str
+    kept: bool = False
 
     def describe(self) -> tuple[str, ...]:
         switches = "net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1"
@@ -41,7 +45,8 @@ class MakeNetns(Step):
         return None
 
     def undo(self, world: World) -> None:
-        netns.remove_netns(self.name)
+        if not self.kept:
+            netns.remove_netns(self.name)
 
 
 class EnsureBridge(Step):
@@ -292,6 +297,31 @@ def close_gates(table: str, elements: tuple[Element, ...]) -> None:
             nft.load_rules(render_deletion(table, element))
         except NotFound:
             continue
+
+
+class Unplug(Step):
+    """The TAPs and the rules of a VM's namespace go; the rest of it stays."""
+
+    step: ClassVar[str] = "unplug"
+    netns: str
+    taps: tuple[str, ...]
+
+    def describe(self) -> tuple[str, ...]:
+        rules = f"ip netns exec {self.netns} nft flush ruleset"
+        return (rules, *(f"ip -n {self.netns} link delete {name}" for name in self.taps))
+
+    def apply(self, world: World) -> Value | None:
+        """Raises HostFault. Absent is fine."""
+        if not netns.netns_exists(self.netns):
+            return None
+        with netns.inside_netns(self.netns):
+            nft.load_rules("flush ruleset\n")
+            for name in self.taps:
+                netlink.delete_link(name)
+        return None
+
+    def undo(self, world: World) -> None:
+        """Nothing: a removal is finished, never undone."""
 
 
 class RemoveNetns(Step):

@@ -9,7 +9,8 @@ inside a step, and only once; the undo is never interrupted. An undo that fails 
 the next command, and is reported.
 
 Failpoints (COCOON_FAILPOINT), each after the plan's kind and a colon: `lock` before the first commit, `begin` after it,
-`<index>-<step>.before`, `.after`, `.undo` around and in front of effects, `commit` before the last commit, `end` after.
+`<index>-<step>.before`, `.after`, `.undo` around and in front of effects, `phase` before a second one is recorded,
+`commit` before the last commit, `end` after.
 """
 
 from __future__ import annotations
@@ -43,12 +44,19 @@ def make_operation_id() -> str:
     return os.urandom(8).hex()
 
 
-def execute(world: World, draw: Callable[[Transaction], Plan], *, operation_id: str = "") -> dict[str, Value]:
+def execute(
+    world: World,
+    draw: Callable[[Transaction], Plan],
+    *,
+    operation_id: str = "",
+    draw_rest: Callable[[Transaction], Plan] | None = None,
+) -> dict[str, Value]:
     """Carries out the plan that `draw` makes, and returns the steps' outputs by kind.
 
     `draw` runs in the first transaction, together with the record of the operation: it reserves names and writes the
-    rows of what is about to be. When anything fails, everything is undone and the error raised; SIGINT and SIGTERM
-    raise Interrupted after the undo.
+    rows of what is about to be. Where that plan `goes_on`, `draw_rest` makes the rest of it after its steps, in a
+    transaction that records it before its first effect. When anything fails, everything is undone and the error
+    raised; SIGINT and SIGTERM raise Interrupted after the undo.
     """
     operation_id = operation_id or make_operation_id()
     with Gate() as gate:
@@ -65,6 +73,10 @@ def execute(world: World, draw: Callable[[Transaction], Plan], *, operation_id: 
         try:
             failpoint(f"{plan.kind}:begin")
             work.apply(gate)
+            if plan.goes_on and draw_rest is not None:
+                gate.call(partial(failpoint, f"{plan.kind}:phase"))
+                work.extend(draw_rest)
+                work.apply(gate)
             gate.call(lambda: failpoint(f"{plan.kind}:commit"))
             work.commit()
         except BaseException as error:
@@ -91,8 +103,10 @@ class Undertaking:
         self._owner = owner
 
     def apply(self, gate: Gate) -> None:
-        """All effects in order. Raises whatever a step raises, and Stop."""
+        """All effects in order that there have not been yet. Raises whatever a step raises, and Stop."""
         for index, step in enumerate(self.plan.steps):
+            if index in self.begun:
+                continue
             self.begun.add(index)
             try:
                 output = gate.call(partial(self._effect, index))
@@ -100,6 +114,14 @@ class Undertaking:
                 raise host_fault(f"{self.plan.kind}: {step.step}", error) from error
             if output is not None:
                 self._world.outputs[step.step] = output
+
+    def extend(self, draw_rest: Callable[[Transaction], Plan]) -> None:
+        """Adds the steps of the next phase; the operation is recorded with the whole plan. Raises what it raises."""
+        with self._world.store.write() as transaction:
+            rest = draw_rest(transaction)
+            plan = rest.replace(steps=(*self.plan.steps, *rest.steps))
+            transaction.replace_plan(self._operation_id, plan_to_plain(plan))
+        self.plan = plan
 
     def take_back(self) -> list[str]:
         """Undoes what has begun, and then the rows; says what went wrong: then the operation stays in the store.

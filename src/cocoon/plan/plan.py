@@ -24,7 +24,7 @@ class Plan(Value):
     `kind` is like "vm.create", `vm_id` "" when it is about no VM. `recovery` says what becomes of a plan whose process
     died: "undo" takes all steps back in reverse and applies `on_undo`; "finish" applies all steps again and then
     `on_success`. A step that fails while its process lives has the plan undone; one of a "finish" plan only ends it,
-    with `on_undo`.
+    with `on_undo`. `goes_on`: these steps find out what the rest of the plan depends on, which is drawn after them.
     """
 
     kind: str
@@ -33,6 +33,7 @@ class Plan(Value):
     recovery: str
     on_success: tuple[RowChange, ...] = ()
     on_undo: tuple[RowChange, ...] = ()
+    goes_on: bool = False
 
     def point(self, index: int) -> str:
         """The name of a step in failpoints and messages: `vm.create:2-disk`."""

@@ -221,6 +221,10 @@ class Transaction(Reader):
         o = operation
         self._execute(query, o.id, o.kind, o.vm_id, o.recovery, o.started_at, encode(o.plan))
 
+    def replace_plan(self, operation_id: str, plan: object) -> None:
+        """The operation goes on with another plan, of which what it has done so far is the beginning."""
+        self._execute("UPDATE operation SET plan = ? WHERE id = ?", encode(plan), operation_id)
+
     def end_operation(self, operation_id: str) -> None:
         """The plan is done with, one way or the other; what was pinned for it is no longer."""
         self._execute("DELETE FROM operation WHERE id = ?", operation_id)
@@ -235,6 +239,10 @@ class Transaction(Reader):
         query = "INSERT INTO debt (kind, vm_id, arguments, created_at) VALUES (?, ?, ?, ?)"
         cursor = self._connection.execute(query, (kind, vm_id, encode(arguments), time.time()))
         return int(cursor.lastrowid or 0)
+
+    def change_debt(self, debt_id: int, arguments: object) -> None:
+        """What is owed is known better now."""
+        self._execute("UPDATE debt SET arguments = ? WHERE id = ?", encode(arguments), debt_id)
 
     def fail_debt(self, debt_id: int, problem: str) -> None:
         """Notes that paying failed once more, and why."""

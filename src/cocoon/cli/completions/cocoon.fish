@@ -10,7 +10,7 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
             continue
         end
         switch $word
-            case --config --root-dir --run-dir --log-dir --dns --output --name --file --reference --platform --entrypoint --cmd --env --env-file --workdir --user --checksum --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --publish --network --nics --hypervisor --kernel --volume --password --ssh-key --user-data --hostname --tail --timeout -o -o -e -w -u -m -p -v -n
+            case --config --root-dir --run-dir --log-dir --dns --output --name --file --reference --platform --entrypoint --cmd --env --env-file --workdir --user --checksum --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --publish --network --bridge --nics --hypervisor --kernel --volume --password --ssh-key --user-data --hostname --tail --timeout -o -o -e -w -u -m -p -v -n
                 set waiting $word
             case '-*'
             case '*'
@@ -269,7 +269,8 @@ complete -c cocoon -n '__cocoon_at "vm create"' -l storage -d 'Writable root dis
 complete -c cocoon -n '__cocoon_at "vm create"' -l data-disk -d 'A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -s p -l publish -d 'Have a port of the host lead to one of the guest' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l allow-host -d 'Let the guest reach the hosts own services'
-complete -c cocoon -n '__cocoon_at "vm create"' -l network -d 'Network of the first interface, and if given again of the next' -r -f -a '(__cocoon_names network)'
+complete -c cocoon -n '__cocoon_at "vm create"' -l network -d 'Network of the first interface, and if given again of the next; cni for the hosts first' -r -f -a '(__cocoon_names network)'
+complete -c cocoon -n '__cocoon_at "vm create"' -l bridge -d 'Put the interfaces on this bridge of the hosts instead' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l nics -d 'Network interfaces; 0 for none' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm create"' -l fc -d 'Short for --hypervisor firecracker'
@@ -296,7 +297,8 @@ complete -c cocoon -n '__cocoon_at "vm debug"' -l storage -d 'Writable root disk
 complete -c cocoon -n '__cocoon_at "vm debug"' -l data-disk -d 'A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -s p -l publish -d 'Have a port of the host lead to one of the guest' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l allow-host -d 'Let the guest reach the hosts own services'
-complete -c cocoon -n '__cocoon_at "vm debug"' -l network -d 'Network of the first interface, and if given again of the next' -r -f -a '(__cocoon_names network)'
+complete -c cocoon -n '__cocoon_at "vm debug"' -l network -d 'Network of the first interface, and if given again of the next; cni for the hosts first' -r -f -a '(__cocoon_names network)'
+complete -c cocoon -n '__cocoon_at "vm debug"' -l bridge -d 'Put the interfaces on this bridge of the hosts instead' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l nics -d 'Network interfaces; 0 for none' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l fc -d 'Short for --hypervisor firecracker'
@@ -336,7 +338,8 @@ complete -c cocoon -n '__cocoon_at "vm run"' -l storage -d 'Writable root disk, 
 complete -c cocoon -n '__cocoon_at "vm run"' -l data-disk -d 'A disk of your own: size=SIZE, if wanted name=NAME, fstype=ext4|none, mount=PATH, directio=on|off' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -s p -l publish -d 'Have a port of the host lead to one of the guest' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l allow-host -d 'Let the guest reach the hosts own services'
-complete -c cocoon -n '__cocoon_at "vm run"' -l network -d 'Network of the first interface, and if given again of the next' -r -f -a '(__cocoon_names network)'
+complete -c cocoon -n '__cocoon_at "vm run"' -l network -d 'Network of the first interface, and if given again of the next; cni for the hosts first' -r -f -a '(__cocoon_names network)'
+complete -c cocoon -n '__cocoon_at "vm run"' -l bridge -d 'Put the interfaces on this bridge of the hosts instead' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l nics -d 'Network interfaces; 0 for none' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm run"' -l fc -d 'Short for --hypervisor firecracker'
