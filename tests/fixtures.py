@@ -67,6 +67,8 @@ def build_recipe(name: str) -> Path:
     inputs = {path for tree in trees for path in tree.rglob("*") if path.is_file()}
     inputs |= {Path(script) for script in recipe.scripts} | {guests / "shared" / f"build-{recipe.distribution}"}
     inputs |= {tools / "recipe_layout.py"}
+    if recipe.agent:
+        inputs |= {path for path in (PROJECT / "native" / "guest").iterdir() if path.suffix in (".c", ".h")}
     return build_once(f"recipe-{name}", list(inputs), [sys.executable, str(tools / "recipe_layout.py"), name])
 
 

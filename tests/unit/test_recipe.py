@@ -101,7 +101,15 @@ def test_every_shipped_recipe_is_read() -> None:
         build_command(recipe, "/w", "")
     for name in ("debian-12", "debian-13"):
         assert "linux-image-cloud-{arch}" in recipes[name].packages
+        assert recipes[name].agent
         assert not any("ssh" in package for package in recipes[name].packages)
+
+
+def test_the_agent_is_laid(tmp_path: Path) -> None:
+    lay_files((), str(tmp_path / "tar"), agent=True)
+    with tarfile.open(tmp_path / "tar") as tar:
+        (program,) = tar.getmembers()
+        assert (program.name, program.mode, program.uid) == ("usr/local/sbin/cocoon-agent", 0o755, 0)
 
 
 def test_the_command_is_confined() -> None:

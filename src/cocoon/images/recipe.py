@@ -6,6 +6,7 @@
     packages = ["iproute2", ...]          {arch} stands for the distribution's word for this machine
     files = ["files", "shared/..."]       directories laid over the root before the packages are configured
     scripts = ["finish", "shared/..."]    run inside the root, as root, once they are
+    agent = true                          cocoon's own program for the control channel, as /usr/local/sbin/cocoon-agent
     [image]                               command, entrypoint, environment, working_dir, user, stop_signal
 
 A path is the recipe's own, or begins with `shared/`: then it is one of the parts that all shipped recipes have in
@@ -35,7 +36,7 @@ DEBIAN_RELEASES = {"12": "bookworm", "13": "trixie"}
 _RELEASE = {"debian": r"[a-z]{2,20}", "alpine": r"3\.[0-9]{1,3}|edge"}
 # Of Debian policy 5.6.7 and apk: what begins with "-" would be an option, what holds "/" a path or a URL.
 _PACKAGE = r"[a-z0-9][a-zA-Z0-9.+_-]{0,127}"
-_KEYS = {"summary", "base", "variant", "packages", "files", "scripts", "image"}
+_KEYS = {"summary", "base", "variant", "packages", "files", "scripts", "agent", "image"}
 _IMAGE_LISTS, _IMAGE_TEXTS = ("command", "entrypoint", "environment"), ("working_dir", "user", "stop_signal")
 
 
@@ -53,6 +54,7 @@ class Recipe(Value):
     packages: tuple[str, ...]
     files: tuple[str, ...]
     scripts: tuple[str, ...]
+    agent: bool
     config: ImageConfig
 
 
@@ -144,6 +146,7 @@ def _checked(content: dict[str, Any], directory: str) -> Recipe:
         packages=packages,
         files=tuple(_locate(directory, word, "files", directories=True) for word in _texts(content, "files")),
         scripts=tuple(_locate(directory, word, "scripts", directories=False) for word in _texts(content, "scripts")),
+        agent=_flag(content, "agent"),
         config=_parse_image(content.get("image", {})),
     )
 
@@ -172,6 +175,13 @@ def _parse_image(content: Any) -> ImageConfig:
         if not variable.partition("=")[0] or "=" not in variable:
             raise InvalidSpec(f"environment has {printable(variable)}", hint="write it like NAME=value")
     return config
+
+
+def _flag(content: dict[str, Any], key: str) -> bool:
+    value = content.get(key, False)
+    if not isinstance(value, bool):
+        raise InvalidSpec(f"{key} is neither true nor false")
+    return value
 
 
 def _text(content: dict[str, Any], key: str, default: str | None = None) -> str:

@@ -19,6 +19,7 @@ from cocoon.errors import CocoonError, CommandFailed, NotFound, Unsupported
 from cocoon.host.command import find_program, run, start
 from cocoon.host.files import host_fault, make_directory, remove_tree
 from cocoon.images.recipe import SHARED, Recipe, guests_dir
+from cocoon.paths import LIBEXEC_DIR
 from cocoon.units import GIB, MIB, printable, render_size
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ ROOT_TAR = "root.tar"
 FILES_TAR = "files.tar"
 BUILD_TIMEOUT_S = 3600.0  # A slow mirror and an emulated machine; nobody waits longer for a root.
 FILE_BYTES = 32 * GIB  # Of the root as a tar, the largest file that is written.
+AGENT = "usr/local/sbin/cocoon-agent"
 MAX_LAID_BYTES = 1 * GIB  # Of the recipe's own files.
 MAX_LAID_FILES = 100_000
 MAX_SCRIPT_BYTES = 16 * MIB
@@ -105,7 +107,7 @@ def build_root(recipe: Recipe, build_dir: str, report: Callable[[str], None], *,
         raise NotFound(f"program {program} is not installed", hint=f"install {package}")
     for path in (build_dir, f"{build_dir}/scripts", f"{build_dir}/tmp"):
         make_directory(path)
-    lay_files(recipe.files, f"{build_dir}/{FILES_TAR}")
+    lay_files(recipe.files, f"{build_dir}/{FILES_TAR}", agent=recipe.agent)
     _copy_scripts(recipe.scripts, f"{build_dir}/scripts")
     command = confine(build_command(recipe, build_dir, find_mirror(recipe)))
     environment = {name: os.environ[name] for name in PROXY_VARIABLES if os.environ.get(name)}
@@ -152,8 +154,8 @@ class Voice:
                     self._report(f"{self._name}: {phase.format(*match.groups())}")
 
 
-def lay_files(directories: tuple[str, ...], target: str) -> None:
-    """A tar of what is in `directories`, later ones over earlier ones, as the guest's root sees it.
+def lay_files(directories: tuple[str, ...], target: str, *, agent: bool = False) -> None:
+    """A tar of what is in `directories`, later ones over earlier ones, as the guest's root sees it; and the agent.
 
     All is root's; a file is 0644, or 0755 when it is executable; no dates. Raises CommandFailed for what is neither
     file, directory nor link, and HostFault.
@@ -163,7 +165,8 @@ def lay_files(directories: tuple[str, ...], target: str) -> None:
     total = 0
     try:
         with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
-            for number, (name, path) in enumerate(_walk(directories)):
+            program = [(AGENT, f"{LIBEXEC_DIR}/cocoon-init")] if agent else []
+            for number, (name, path) in enumerate(_walk(directories) + program):
                 entry = _entry(tar, name, path)
                 total += entry.size
                 if number >= MAX_LAID_FILES or total > MAX_LAID_BYTES:
