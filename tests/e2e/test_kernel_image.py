@@ -30,7 +30,7 @@ def test_an_image_with_its_own_kernel_boots_it_and_shuts_down_when_asked(
     assert [disk["role"] for disk in record["disks"]] == ["layer"] * OWN_KERNEL_LAYERS + ["cow"]
     assert "boot=cocoon-overlay" in record["kernel_cmdline"]
     cocoon.run("vm", "stop", "--timeout", "90", "whole", timeout=150)
-    # The power button reached systemd: it said so, and the VMM ended by itself.
+    # The agent asked systemd: it said so, and the VMM ended by itself.
     log = cocoon.run("vm", "logs", "whole").stdout
     assert "Power-Off" in log or "power" in log.lower()
 
