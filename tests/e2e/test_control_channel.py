@@ -81,6 +81,16 @@ def test_a_client_that_dies_in_the_middle_of_a_frame(machine):
         assert run(channel, "sleep 1; pgrep -f 'sleep 1234[5]' || echo gone").stdout == b"gone\n"
 
 
+def test_a_client_that_is_killed_and_nobody_comes_after_it(machine):
+    """The guest has only the port's hang-up to go by."""
+    channel = machine.channel(9, timeout_s=PATIENCE_S)
+    start_session(channel, Command(arguments=("sleep", "23456")), timeout_s=PATIENCE_S)
+    channel._connection.close()
+    with machine.channel(2, timeout_s=PATIENCE_S) as other:
+        script = "for i in $(seq 40); do pgrep -f 'sleep 2345[6]' >/dev/null || { echo gone; break; }; sleep 0.5; done"
+        assert run(other, script).stdout == b"gone\n"
+
+
 def test_eight_clients_at_once(machine):
     done: dict[int, bytes] = {}
 
