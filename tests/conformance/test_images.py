@@ -113,7 +113,7 @@ def test_what_vms_use_is_not_removed(world, tmp_path: Path) -> None:
         transaction.pin(image.layers[0].blob, "vm", vm.id)
     with pytest.raises(InvalidState, match="in use by VM"):
         verbs.remove_image(world, "app")
-    assert verbs.inspect_image(world, "app")["used_by"] == [{"id": vm.id, "name": vm.spec.name}]
+    assert verbs.inspect_image(world, "app")["used_by"] == [{"kind": "vm", "id": vm.id, "name": vm.spec.name}]
     verbs.remove_image(world, "app", force=True)
     assert inventory(world)["images"] == [] and len(inventory(world)["blobs/"]) == 1
 

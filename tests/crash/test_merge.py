@@ -86,7 +86,7 @@ def test_a_vm_keeps_it(tmp_path: Path) -> None:
         vm = transaction.put_vm(make_record(1, image_digest=image.id))
         for blob in fitted.blobs:
             transaction.pin(blob.sha256, "vm", vm.id)
-    assert verbs.inspect_image(world, "app")["used_by"] == [{"id": vm.id, "name": vm.spec.name}]
+    assert verbs.inspect_image(world, "app")["used_by"] == [{"kind": "vm", "id": vm.id, "name": vm.spec.name}]
     verbs.remove_image(world, "app", force=True)
     verbs.list_images(world)  # Sweeps.
     assert sorted(inventory(world)["blobs/"]) == sorted(blob.file_name for blob in fitted.blobs)

@@ -46,6 +46,12 @@ HEX = "0123456789abcdef" * 4
         ("[::1]:5000/a", "[::1]:5000/a:latest"),
         ("ghcr.io/Owner".lower() + "/app:V1", "ghcr.io/owner/app:V1"),
         ("REGISTRY/app", "REGISTRY/app:latest"),
+        ("Registry/app", "Registry/app:latest"),
+        ("registry:5000", "docker.io/library/registry:5000"),
+        ("[fe80::1]/a/b:t", "[fe80::1]/a/b:t"),
+        ("a__b/c--d.e_f:T_1.2-3", "docker.io/a__b/c--d.e_f:T_1.2-3"),
+        ("docker.io/user/app", "docker.io/user/app:latest"),
+        ("r.example:443/a@sha256:" + HEX, f"r.example:443/a@sha256:{HEX}"),
         (f"alpine@sha256:{HEX}", f"docker.io/library/alpine@sha256:{HEX}"),
         (f"alpine:3@sha256:{HEX}", f"docker.io/library/alpine@sha256:{HEX}"),
     ],
@@ -60,7 +66,9 @@ def test_references(text: str, full: str) -> None:
     [
         "", "A", "alpine:", ":tag", "a@sha256:12", "a@md5:" + HEX, "../x", "-x", "a//b", "a/", "/a", "a b", "a\n",
         "a:b\n", "a\x1b[31m", "x" * 300, "http://x/y", HEX, "a:" + "t" * 129, "host:port/x", "host.:5/x", "a..b", "ä",
-        f"a@sha256:{HEX}\n",
+        f"a@sha256:{HEX}\n", "r.example/App", "a___b", "a._b", "a_", "_a", "[::1/a", "[::g]/a", "a:-t", "a:.t",
+        "r.example:port/a", "r.example:123456/a", "-r.example/a", "r-.example/a", f"a@sha256:{HEX.upper()}", "a@",
+        f"a@sha256:{HEX}@sha256:{HEX}",
     ],
 )  # fmt: skip
 def test_what_is_no_reference(text: str) -> None:

@@ -112,20 +112,26 @@ def ensure_image(context: Context, reference: str) -> None:
 def _list(context: Context, call: Call) -> int:
     rows = verbs.list_images(context.engine().world())
     if context.json:
-        write_json([summary(row.image) | {"shared_bytes": row.shared_bytes} for row in rows])
+        write_json(
+            [
+                summary(row.image) | {"shared_bytes": row.shared_bytes, "own_bytes": row.size_bytes - row.shared_bytes}
+                for row in rows
+            ]
+        )
     elif call.is_on("quiet"):
         for row in rows:
             write_line(row.image.id)
     elif rows:
-        _write_table([row.image for row in rows])
+        _write_table(rows)
     else:
         say("No images.")
     return 0
 
 
-def _write_table(images: list[Image]) -> None:
+def _write_table(rows: list[verbs.ImageRow]) -> None:
     from cocoon.cli.table import ages, render_table
 
+    images = [row.image for row in rows]
     columns = {
         "NAME": [image.name.removeprefix("docker.io/library/") for image in images],
         "TYPE": [type_of(image) for image in images],
@@ -133,6 +139,7 @@ def _write_table(images: list[Image]) -> None:
         "PLATFORM": [image.platform for image in images],
         "KERNEL": ["own" if image.boot_files else "-" for image in images],
         "SIZE": [render_size(image.size_bytes) for image in images],
+        "OWN": [render_size(row.size_bytes - row.shared_bytes) for row in rows],
         "CREATED": ages(time.time(), [image.created_at for image in images]),
     }
     sys.stdout.write(render_table(columns, elastic=("NAME",)))
@@ -162,6 +169,18 @@ def summary(image: Image) -> dict[str, object]:
 def _inspect(context: Context, call: Call) -> int:
     plain = verbs.inspect_image(context.engine().world(), checked_reference(call.words[0]))
     write_json({**plain, "created_at": render_time(cast(float, plain["created_at"]))})
+    return 0
+
+
+def _tag(context: Context, call: Call) -> int:
+    from cocoon.engine.image_tag import tag_image
+
+    source, name = map(checked_reference, call.words)
+    image = tag_image(context.engine().world(), source, name)
+    if context.json:
+        write_json(summary(image))
+    else:
+        write_line(image.name)
     return 0
 
 
@@ -235,6 +254,12 @@ COMMANDS = {
             path="image inspect", summary="Show everything about one image", run=_inspect, usage="IMAGE", least=1,
             most=1, options=(OUTPUT,), completes="image", details="The result is JSON.",
             examples=("cocoon image inspect debian:13",),
+        ),
+        Command(
+            path="image tag", summary="Give an image another name", run=_tag, usage="IMAGE NAME", least=2, most=2,
+            options=(OUTPUT,), completes="image",
+            details="An image that has this name loses it, and goes with its last one.",
+            examples=("cocoon image tag ghcr.io/owner/app:1.2 app",),
         ),
         Command(
             path="image rm", summary="Remove images", run=_rm, usage="IMAGE...", least=1, most=None,

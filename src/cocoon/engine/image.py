@@ -1,4 +1,4 @@
-"""The verbs on images: pull, import, list, inspect, rm.
+"""The verbs on images: pull, import, list, inspect, rm (tag and export have files of their own).
 
 No transaction is held while bytes arrive, and no lock but that of the layer which they become: an operation records
 that a work directory is in use, and one commit at the end makes the image and its pins.
@@ -10,8 +10,9 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from cocoon.errors import Ambiguous, CocoonError, HostFault, InvalidSpec, InvalidState, NotFound
-from cocoon.model.image import Blob, Image, ImageConfig
+from cocoon.engine.image_users import check_unused, files_of, find_users
+from cocoon.errors import Ambiguous, HostFault, InvalidSpec, NotFound
+from cocoon.model.image import Image, ImageConfig
 from cocoon.model.vm import ProcessSpec
 from cocoon.units import printable
 from cocoon.value import Value, to_plain
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from cocoon.plan.step import Step
     from cocoon.plan.world import World
     from cocoon.store.reader import Reader
-    from cocoon.store.transaction import Transaction
 
 
 class PullOptions(Value):
@@ -62,11 +62,13 @@ def pull_image(
     if options.checksum:
         raise InvalidSpec("--checksum is for disks at URLs", hint="for an image in a registry write NAME@sha256:<hex>")
     reference = parse_reference(ref)
+    with world.store.read() as reader:
+        name = known_name(reader, f"{reference}")
     source = RegistrySource(
         reference, world.config, platform=options.platform, parts_dir=world.paths.parts, progress=progress
     )
     try:
-        image = _make(world, source, f"{reference}", progress=progress, force=options.force)
+        image = _make(world, source, name, progress=progress, force=options.force)
     except HostFault:
         source.drop_parts()  # Most likely there is no room.
         raise
@@ -122,6 +124,8 @@ def import_image(
     check_import_name(name)
     options = options or ImportOptions()
     options = options.replace(reference=options.reference or name)
+    with world.store.read() as reader:
+        name = known_name(reader, name)
     paths = (files,) if isinstance(files, str) else tuple(files) or ("-",)
     if len(paths) == 1 and os.path.isdir(paths[0]):
         _check_says_itself(options, "an OCI layout")
@@ -207,7 +211,7 @@ def make_image(world: World, name: str, draw_steps: Callable[[str], tuple[Step, 
     )
     with world.store.read() as reader:
         previous = reader.image_by_name(name)
-        replaced = _files_of(reader, previous) if previous is not None else []
+        replaced = files_of(reader, previous) if previous is not None else []
     image = execute(world, lambda _: plan, operation_id=operation_id)["assemble"]
     remove_tree(work_dir)
     if replaced:
@@ -257,34 +261,47 @@ def find_image(world: World, ref: str) -> Image:
 
 def find_image_in(reader: Reader, ref: str) -> Image:
     """`find_image` within a transaction."""
-    from cocoon.oci.reference import parse_reference
+    return reader.image_by_name(known_name(reader, ref)) or reader.find_image(ref)
 
-    found = reader.image_by_name(ref.partition("#")[0] if "://" in ref else ref)
-    if found is None:
-        try:
-            found = reader.image_by_name(str(parse_reference(ref)))
-        except CocoonError:
-            found = None  # Not a name; perhaps an id.
-    return found or reader.find_image(ref)
+
+def known_name(reader: Reader, name: str) -> str:
+    """The name of an image that is here and means the same as `name`, however either is spelled; else `name` itself.
+
+    Pulled images have their whole name; those that were imported or tagged have it as it was written. What follows a
+    `#` in a URL says how to check it, and is no part of the name.
+    """
+    from cocoon.oci.reference import normal_name
+
+    name = name.partition("#")[0] if "://" in name else name
+    if reader.image_by_name(name) is not None:
+        return name
+    normal = normal_name(name)
+    if not normal or reader.image_by_name(normal) is not None:
+        return normal or name
+    return next((other for other in reader.image_names() if normal_name(other) == normal), name)
 
 
 def inspect_image(world: World, ref: str) -> dict[str, object]:
-    """Everything about an image, in JSON's types; `used_by` are VMs by id and name."""
+    """Everything about an image, in JSON's types; `used_by` are VMs and snapshots, `merged` what its lowest layers were
+    merged into."""
     with world.store.read() as reader:
         image = find_image_in(reader, ref)
         names = [other.name for other in reader.images() if other.id == image.id]
-        users = _vm_users(reader, image)
+        users = find_users(reader, image)
+        merged = reader.merged_of(image)
     plain = dict(to_plain(image))
     plain["names"] = names
     plain["size_bytes"] = image.size_bytes
-    plain["used_by"] = [{"id": vm_id, "name": name} for vm_id, name in users]
+    plain["used_by"] = to_plain(users)
+    plain["merged"] = to_plain(merged)
     return plain
 
 
 def remove_image(world: World, ref: str, *, force: bool = False) -> Image:
     """Takes the image's name away, and with the last one the image and the files that nothing else uses.
 
-    An image that VMs were made from is refused; with `force` its names go, and its files stay as long as those VMs.
+    An image that VMs were made from, or that snapshots need, is refused; with `force` its names go, and its files stay
+    as long as those.
     An id that has several names needs `force`, which takes all of them. Raises NotFound, Ambiguous, InvalidState.
     """
     from cocoon.images import blobs
@@ -301,10 +318,10 @@ def remove_image(world: World, ref: str, *, force: bool = False) -> Image:
                     f"image {printable(ref)} has several names: {shown}", hint="give one, or --force for all"
                 )
         if not force:
-            _check_unused(transaction, image)
+            check_unused(transaction, image)
         for name in names:
             transaction.delete_image(name)
-        files = _files_of(transaction, image)
+        files = files_of(transaction, image)
     blobs.free(world.store, files)
     return image
 
@@ -313,35 +330,6 @@ def _is_id_of(image: Image, ref: str) -> bool:
     """Whether `ref` found the image by its id, not by a name."""
     wanted = ref.lower().removeprefix("sha256:")
     return ref != image.name and image.id.removeprefix("sha256:").startswith(wanted)
-
-
-def _check_unused(transaction: Transaction, image: Image) -> None:
-    """Raises InvalidState when this is the image's last name and VMs are made from it."""
-    if sum(other.id == image.id for other in transaction.images()) > 1:
-        return
-    users = _vm_users(transaction, image)
-    if users:
-        names = ", ".join(name for _, name in users[:5]) + (", ..." if len(users) > 5 else "")
-        raise InvalidState(
-            f"image {printable(image.name, 300)} is in use by {len(users)} VMs: {names}"
-            if len(users) > 1
-            else f"image {printable(image.name, 300)} is in use by VM {names}",
-            hint="remove them first (cocoon vm rm), or take only the name away: --force",
-        )
-
-
-def _vm_users(reader: Reader, image: Image) -> list[tuple[str, str]]:
-    """Id and name of the VMs that were made from this image and need its blobs."""
-    # A VM pins its image's blobs, or what some of them were merged into.
-    pins = [pin for blob in _files_of(reader, image) for pin in reader.users(blob.sha256)]
-    owners = dict.fromkeys(pin.owner_id for pin in pins if pin.owner_kind == "vm")
-    found = [vm for vm in map(reader.vm, owners) if vm is not None]
-    return [(vm.id, vm.spec.name) for vm in found if vm.image_digest == image.id]
-
-
-def _files_of(reader: Reader, image: Image) -> list[Blob]:
-    """The image's blobs, and what some of them were merged into."""
-    return [*image.blobs, *reader.merged_of(image)]
 
 
 def require_image(world: World, ref: str) -> Image | None:

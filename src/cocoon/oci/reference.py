@@ -71,6 +71,14 @@ def parse_reference(text: str) -> Reference:
     return Reference(registry=registry, repository=path, tag="" if digest else tag, digest=digest)
 
 
+def normal_name(text: str) -> str:
+    """`text` as `parse_reference` completes it, "" when it is no name."""
+    try:
+        return str(parse_reference(text))
+    except InvalidSpec:
+        return ""
+
+
 def check_import_name(name: str) -> str:
     """`name` when an image may be imported under it: anything that could be pulled, kept as it is written.
 

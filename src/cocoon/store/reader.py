@@ -156,6 +156,11 @@ class Reader:
             return self._pins("")
         return self._pins("WHERE owner_kind = ? AND owner_id = ?", owner_kind, owner_id)
 
+    def snapshot_name(self, snapshot_id: str) -> str:
+        """The snapshot's name, "" when it has none or is not there."""
+        rows = self._rows("SELECT name FROM snapshot WHERE id = ?", snapshot_id)
+        return str(rows[0][0] or "") if rows else ""
+
     # Kernels
 
     def kernels(self) -> list[Kernel]:

@@ -38,6 +38,7 @@ _cocoon() {
                     "image:list") route="image list" ;;
                     "image:pull") route="image pull" ;;
                     "image:rm") route="image rm" ;;
+                    "image:tag") route="image tag" ;;
                     "kernel:add") route="kernel add" ;;
                     "kernel:default") route="kernel default" ;;
                     "kernel:inspect") route="kernel inspect" ;;
@@ -65,12 +66,14 @@ _cocoon() {
                     ":pull") route="image pull" ;;
                     ":rm") route="vm rm" ;;
                     ":rmi") route="image rm" ;;
+                    ":tag") route="image tag" ;;
                     ":run") route="vm run" ;;
                     ":start") route="vm start" ;;
                     ":stop") route="vm stop" ;;
                     "vm:ls") route="vm list" ;;
                     "vm:ps") route="vm list" ;;
                     "image:ls") route="image list" ;;
+                    "image:save") route="image export" ;;
                     "kernel:ls") route="kernel list" ;;
                     "network:ls") route="network list" ;;
                     ":port") route="vm port" ;;
@@ -114,6 +117,7 @@ _cocoon() {
             "image list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image pull") flags="--platform --force --checksum --output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image rm") flags="--force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image tag") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel add") flags="--name --modules --default --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel default") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "kernel inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
@@ -139,8 +143,8 @@ _cocoon() {
         kind=$flags
     else
         case $route in
-            "") choices="image kernel network vm completion gc doctor inspect version create images logs ps pull rm rmi run start stop port" ;;
-            "image") choices="build export import inspect list pull rm ls" ;;
+            "") choices="image kernel network vm completion gc doctor inspect version create images logs ps pull rm rmi tag run start stop port" ;;
+            "image") choices="build export import inspect list pull rm tag ls save" ;;
             "kernel") choices="add default inspect list rm ls" ;;
             "network") choices="create inspect list rm ls" ;;
             "vm") choices="console create debug inspect list logs port rm run start stop ls ps" ;;
@@ -151,6 +155,7 @@ _cocoon() {
             "image import") kind="file" most=999 ;;
             "image inspect") kind="image" most=1 ;;
             "image rm") kind="image" most=999 ;;
+            "image tag") kind="image" most=2 ;;
             "kernel add") kind="file" most=1 ;;
             "kernel default") kind="kernel" most=1 ;;
             "kernel inspect") kind="kernel" most=1 ;;
