@@ -17,6 +17,7 @@ ZERO_BLOCK = bytes(BLOCK)
 END_MARKER = ZERO_BLOCK + ZERO_BLOCK
 MAX_ENTRIES = 1_000_000
 MAX_META_BYTES = 1 * MIB  # PAX header or GNU long name; libarchive has the same limit.
+MAX_EXTENDED = 16  # Extended headers before one entry; writers need two.
 MAX_PATH_BYTES = 4096  # PATH_MAX
 MAX_COMPONENT_BYTES = 255  # NAME_MAX
 MAX_FILE_BYTES = 1 << 43  # 8 TiB: more is a lie about the size, and would overflow arithmetic elsewhere.
@@ -100,6 +101,7 @@ class TarScanner:
         self._sink: Sink | None = None
         self._meta_kind = b""
         self._meta = bytearray()
+        self._extended = 0
         self.zero_blocks = 0
         self._pending: dict[str, bytes] = {}
 
@@ -170,6 +172,9 @@ class TarScanner:
         if not 0 < size <= MAX_META_BYTES:
             shown = render_size(MAX_META_BYTES)
             raise Corrupt(f"{self._what} has an extended header of {size} bytes; the limit is {shown}")
+        self._extended += 1
+        if self._extended > MAX_EXTENDED:
+            raise Corrupt(f"{self._what} has more than {MAX_EXTENDED} extended headers for one entry")
         self._meta_kind, self._meta = flag, bytearray()
         self._expect(size, self._meta.extend)
 
@@ -206,7 +211,7 @@ class TarScanner:
         return found
 
     def _begin_entry(self, block: bytes, flag: bytes, size: int) -> None:
-        pending, self._pending = self._pending, {}
+        pending, self._pending, self._extended = self._pending, {}, 0
         kind = _KINDS.get(flag)
         if kind is None:
             shown = printable(flag.decode("latin-1"))

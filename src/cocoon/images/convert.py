@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cocoon.errors import Corrupt
+from cocoon.errors import Corrupt, Unsupported
 from cocoon.host.archive import BLOCK, END_MARKER, Sink, TarEntry, TarScanner, directory_block
-from cocoon.images.bootfiles import BootScanner, LayerScan
+from cocoon.images.bootfiles import OPAQUE, WHITEOUT, BootScanner, LayerScan
 from cocoon.images.decompress import Decompressor, plain_limit
 from cocoon.images.erofs import Build, Builder
 from cocoon.images.source import SourceLayer
 from cocoon.images.stages import Stages
 from cocoon.images.untrusted import BuiltFile
-from cocoon.units import MIB
+from cocoon.units import MIB, printable
 from cocoon.value import Value
 
 ROOT_MODE = 0o755
@@ -75,6 +75,17 @@ class Verifier:
             raise Corrupt(f"{self.what} unpacks to {found[:19]}, but the image says {self._layer.diff_id[:19]}")
 
 
+def check_whiteout(entry: TarEntry, what: str) -> None:
+    """Raises Corrupt for a whiteout of no name, Unsupported for one of the whole root: overlayfs has none, and
+    mkfs.erofs 1.8.6 crashes on it."""
+    name = entry.parts[-1] if entry.parts else ""
+    if entry.parts == (OPAQUE,):
+        hint = "build the image anew from its last layers"
+        raise Unsupported(f"{what} hides everything below it, which an overlay cannot do", hint=hint)
+    if name.startswith(WHITEOUT) and name.removeprefix(WHITEOUT) in ("", ".", ".."):
+        raise Corrupt(f"{what} has a whiteout of nothing: {printable(entry.path)}")
+
+
 def convert_layer(
     layer: SourceLayer, chunks: Iterator[bytes], *, builder: Builder, directory: str, stages: Stages
 ) -> ConvertedLayer:
@@ -89,6 +100,7 @@ def convert_layer(
     try:
 
         def look(entry: TarEntry) -> Sink | None:
+            check_whiteout(entry, verifier.what)
             if entry.size > LARGE_FILE_BYTES and builder.one_thread:
                 raise LargeFile
             return boot.look(entry)
