@@ -66,8 +66,8 @@ class Builder(Value):
 def find_builder(config: Config) -> Builder:
     """The mkfs.erofs that the settings name, else ours, else the system's.
 
-    Raises NotFound when there is none, Unsupported when it is older than 1.8 (no `--tar`), InvalidSpec for an unknown
-    compression.
+    Raises NotFound when there is none, Unsupported when it is older than 1.8 (no `--tar`) or lacks the compression,
+    InvalidSpec for an unknown compression.
     """
     if config.erofs_compression not in COMPRESSION:
         known = ", ".join(COMPRESSION)
@@ -79,12 +79,14 @@ def find_builder(config: Config) -> Builder:
     # The checkout may lie where an unprivileged uid cannot go; the real file lies where it can.
     path = os.path.realpath(found)
     try:
-        match = _VERSION.search(run([path, "--version"], timeout_s=VERSION_TIMEOUT_S))
+        said = run([path, "--version"], timeout_s=VERSION_TIMEOUT_S)
     except CommandFailed as error:
         raise Unsupported(f"{path} does not tell its version: {error.message}", hint=HINT) from error
+    match = _VERSION.search(said)
     version = tuple(int(number) for number in match.groups()) if match else (0, 0)
     if version < OLDEST_VERSION:
         raise Unsupported(f"{path} has version {'.'.join(map(str, version))}, too old to read layers", hint=HINT)
+    _check_compression(config.erofs_compression, said, path)
     return Builder(
         path=path,
         version=".".join(map(str, version)),
@@ -97,6 +99,16 @@ def find_builder(config: Config) -> Builder:
 def _one_thread(path: str) -> tuple[str, ...]:
     """The option, unless this is a build without threads, which does not know it."""
     return ("--workers=0",) if b"--workers" in run([path, "--help"], timeout_s=VERSION_TIMEOUT_S) else ()
+
+
+def _check_compression(wanted: str, said: bytes, path: str) -> None:
+    """Raises Unsupported when the program lists the compressions that it was built with, and this is none of them."""
+    _, found, rest = said.partition(b"available compressors:")
+    known = [word.strip().decode("ascii", "replace") for word in rest.split(b"\n")[0].split(b",")]
+    if found and wanted != "none" and wanted not in known:
+        usable = ", ".join(name for name in COMPRESSION if name in (*known, "none"))
+        hint = f"set erofs_compression to one of: {usable}; or mkfs_erofs_binary to another program"
+        raise Unsupported(f"{path} cannot compress with {wanted}", hint=hint)
 
 
 def blob_uuid(diff_id: str) -> str:
