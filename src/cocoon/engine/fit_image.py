@@ -56,7 +56,7 @@ def find_layer_limit(request: Request, backend: Hypervisor, *, facts: HostFacts,
     layers = request.image.layers
     allotment = _worst_allotment(request)
     problem: InvalidSpec | None = None
-    for count in range(len(layers), min(len(layers), FEWEST_LAYERS) - 1, -1):
+    for count in range(min(len(layers), backend.max_disks), min(len(layers), FEWEST_LAYERS) - 1, -1):
         try:
             wanted = request.replace(image=request.image.replace(layers=layers[:count]))
             vm = draw_record(wanted, allotment, backend=backend, facts=facts, paths=paths)

@@ -65,7 +65,7 @@ class ErofsReader:
         self._fd = fd
         self.size = os.fstat(fd).st_size
         block = self.read(SUPERBLOCK_AT, SUPERBLOCK_BYTES)
-        magic, _, compat, bits, _, root = struct.unpack_from("<IIIBBH", block)
+        magic, _, _, bits, _, root = struct.unpack_from("<IIIBBH", block)
         if magic != MAGIC:
             raise Corrupt(f"{what} is no EROFS file")
         self._epoch, self._epoch_ns, _, self._meta, self._xattrs = struct.unpack_from("<QIIII", block, 24)
@@ -74,7 +74,6 @@ class ErofsReader:
             raise Unsupported(f"{what} has features {features & ~KNOWN_FEATURES:#x} that are not known here")
         if not 9 <= bits <= 16:
             raise Corrupt(f"{what} has blocks of 2^{bits} bytes")
-        del compat
         self.block_bits, self.block_bytes = bits, 1 << bits
         self.root = root
 
