@@ -58,7 +58,8 @@ class MergeLayers(Step):
         with ExitStack() as stack:
             readers = [_open(world, blob, stack) for blob in reversed(self.layers)]
             directory = f"{self.work_dir}/merged"
-            build = Build(find_builder(world.config), directory, self.chain)
+            # In one thread: there may be large files among so many layers, and it is done once.
+            build = Build(find_builder(world.config).in_one_thread(), directory, self.chain)
             try:
                 LayerTar(readers, keep_whiteouts=False).write(build.write)
                 file = build.finish(f"{directory}/blob")
