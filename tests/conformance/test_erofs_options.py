@@ -73,7 +73,7 @@ def test_what_a_builder_cannot_do(tmp_path: Path) -> None:
     old.write_text("#!/bin/sh\necho 'mkfs.erofs (erofs-utils) 1.8.6'; echo 'available compressors: lz4, lz4hc, lzma'\n")
     old.chmod(0o755)
     config = Config(mkfs_erofs_binary=str(old))
-    assert find_builder(config).compression == ("-zlz4", "-C4096")
+    assert find_builder(config).compression == ("-zlz4", "-C16384")
     with pytest.raises(Unsupported, match="cannot compress with zstd") as caught:
         find_builder(config.replace(erofs_compression="zstd"))
     assert "lz4, lz4hc" in caught.value.hint

@@ -35,7 +35,7 @@ CPU_S = 3600
 COMPRESSION = {
     "none": (),
     "lz4": ("-zlz4", "-C16384"),
-    "lz4hc": ("-zlz4hc", "-C4096"),
+    "lz4hc": ("-zlz4hc", "-C16384"),
     "zstd": ("-zzstd", "-C65536"),
 }
 NAMESPACE_URL = bytes.fromhex("6ba7b8119dad11d180b400c04fd430c8")  # RFC 4122, appendix C
