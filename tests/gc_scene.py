@@ -22,7 +22,8 @@ def inject_debris(paths: Paths) -> set[str]:
     made = {
         f"{paths.blobs}/{HEX}.erofs", f"{paths.blobs}/{'e' * 64}.qcow2", f"{paths.boot}/{BOOT_HEX}/vmlinuz.1",
         f"{paths.kernels}/0123456789abcdef/vmlinuz", f"{paths.work}/fedcba9876543210/half", f"{own.cow}",
-        f"{own.run_dir}/vm.lock", f"{own.console_log}", f"{paths.root_dir}/.x.tmp", f"{paths.root_dir}/state.db.new",
+        f"{own.run_dir}/vm.lock", f"{own.console_log}", f"{paths.root_dir}/.x.tmp", f"{paths.parts}/{HEX}.part",
+        f"{paths.parts}/{HEX}.lock", f"{paths.root_dir}/state.db.new",
         f"{paths.root_dir}/state.db.v1.backup.tmp",
     }  # fmt: skip
     for name in os.listdir(paths.kernels):  # Of a kernel that is there: what another version made of it.

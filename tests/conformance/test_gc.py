@@ -63,7 +63,7 @@ def test_debris_of_every_kind_goes_and_nothing_else(world: World) -> None:
     assert not [path for path in debris if os.path.lexists(path)]
     assert inventory(world.paths) == before
     kinds = {item.kind for item in done.removed}
-    assert kinds >= {"pin", "work", "blob", "boot", "initrd", "kernel", "temporary", "database", "netns", "vm"}
+    assert kinds >= {"pin", "work", "blob", "boot", "initrd", "kernel", "part", "temporary", "database", "netns", "vm"}
     assert done.freed_bytes == sum(item.size_bytes for item in done.removed) > 100_000
     assert all(item.reason for item in done.removed)
     assert collect_garbage(world).removed == ()
@@ -85,7 +85,7 @@ def test_a_live_operation_keeps_what_its_plan_names(world: World) -> None:
     with world.store.write() as transaction:
         transaction.begin_operation(operation)
     done = collect_garbage(world)
-    assert {item.kind for item in done.removed} == {"pin", "blob", "initrd", "temporary", "database"}
+    assert {item.kind for item in done.removed} == {"pin", "blob", "initrd", "part", "temporary", "database"}
     assert os.path.exists(f"{world.paths.blobs}/{HEX}.erofs") and done.failed == ()
     assert [(item.kind, caution) for item, caution in done.kept] == [("boot", "an image is being made")]
     with world.store.write() as transaction:
