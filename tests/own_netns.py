@@ -31,3 +31,8 @@ def outside() -> Callable[[], None] | None:
     if _home_fd < 0:
         return None
     return lambda: None if _libc.setns(_home_fd, CLONE_NEWNET) == 0 else os._exit(125)
+
+
+def outside_command(argv: list[str]) -> list[str]:
+    """The command line that runs `argv` there."""
+    return argv if _home_fd < 0 else ["nsenter", f"--net=/proc/{os.getpid()}/fd/{_home_fd}", "--", *argv]

@@ -6,9 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from cocoon.engine.image import make_image
-from cocoon.images.recipe_steps import BuildRecipe, RootSource
+from cocoon.images.recipe_steps import BuildRecipe, BuiltRoot
 from cocoon.images.steps import AssembleImage, ImageWorld
-from cocoon.oci.manifest import host_platform
 from cocoon.oci.reference import check_import_name
 
 if TYPE_CHECKING:
@@ -28,14 +27,14 @@ def build_image(
     name), NotFound (a program), CommandFailed (a script, a mirror), Timeout, Corrupt, HostFault, Interrupted.
     """
     check_import_name(name)
-    source = RootSource(recipe, platform=str(host_platform().replace(variant="")))
     created_at = time.time()
+    with BuiltRoot(recipe) as source:
 
-    def draw_steps(work_dir: str) -> tuple[Step, ...]:
-        source.work_dir = work_dir
-        return (
-            BuildRecipe(recipe=recipe, work_dir=work_dir, quiet=quiet),
-            AssembleImage(work_dir=work_dir, name=name, created_at=created_at),
-        )
+        def draw_steps(work_dir: str) -> tuple[Step, ...]:
+            source.work_dir = work_dir
+            return (
+                BuildRecipe(recipe=recipe, work_dir=work_dir, quiet=quiet),
+                AssembleImage(work_dir=work_dir, name=name, created_at=created_at),
+            )
 
-    return make_image(ImageWorld(world, source, progress), name, draw_steps)
+        return make_image(ImageWorld(world, source, progress), name, draw_steps)

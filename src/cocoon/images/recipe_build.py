@@ -35,6 +35,7 @@ MAX_LAID_FILES = 100_000
 MAX_SCRIPT_BYTES = 16 * MIB
 SHOWN_LINES = 20  # Of the output of a build that fails.
 MAX_LINE_BYTES = 4096
+MAX_SHOWN = 200  # Characters of a line.
 # What installing packages takes. Not here: sys_module, sys_rawio, sys_time, sys_boot, sys_ptrace, net_admin, bpf...
 CAPABILITIES = (
     "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setfcap", "sys_admin",
@@ -118,18 +119,16 @@ def build_root(recipe: Recipe, build_dir: str, report: Callable[[str], None], *,
     except CommandFailed as error:
         for line in voice.last:
             report(f"  {line}")
-        raise _explained(recipe, build_dir, error) from error
+        raise _explained(recipe, build_dir, complaint=voice.complaint, error=error) from error
     return f"{build_dir}/{ROOT_TAR}"
 
 
-def _explained(recipe: Recipe, build_dir: str, error: CommandFailed) -> CocoonError:
+def _explained(recipe: Recipe, build_dir: str, *, complaint: str, error: CommandFailed) -> CocoonError:
     status = os.statvfs(build_dir)
     free = status.f_bavail * status.f_frsize
-    said = error.message.partition(": ")[2]
-    complaints = re.findall(r"E: [^/]+", said)
-    what = f"recipe {recipe.name} could not be built: {(complaints or [said or error.message])[-1].strip()}"
-    hint = f"only {render_size(free)} are free in {build_dir}" if free < 256 * MIB else "what it said is above"
-    return CommandFailed(what, hint=hint)
+    hint = f"only {render_size(free)} are free in {build_dir}" if free < 256 * MIB else "its last words are above"
+    why = complaint or f"it {error.message.partition(': ')[0].partition(' ')[2]}"
+    return CommandFailed(f"recipe {recipe.name} could not be built: {why}", hint=hint)
 
 
 class Voice:
@@ -137,6 +136,7 @@ class Voice:
 
     def __init__(self, name: str, report: Callable[[str], None]) -> None:
         self.last: deque[str] = deque(maxlen=SHOWN_LINES)
+        self.complaint = ""  # The first line that calls itself an error.
         self._name = name
         self._report = report
         self._rest = b""
@@ -146,9 +146,12 @@ class Voice:
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         self._rest = self._rest[-MAX_LINE_BYTES:]
         for line in lines:
-            text = printable(line[-MAX_LINE_BYTES:].decode("utf-8", "replace").strip(), 200)[1:-1]
+            shown = line[-MAX_LINE_BYTES:].decode("utf-8", "replace").strip()[:MAX_SHOWN]
+            text = "".join(letter if letter.isprintable() else "?" for letter in shown)
             if text:
                 self.last.append(text)
+            if text.startswith("E: ") and not self.complaint:
+                self.complaint = text.removeprefix("E: ")
             for pattern, phase in PHASES:
                 if match := re.match(pattern, text):
                     self._report(f"{self._name}: {phase.format(*match.groups())}")

@@ -5,20 +5,19 @@ BuildRecipe: work/<operation>/recipe/root.tar ─► AssembleImage: hashed, chec
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, ClassVar
 
-from cocoon.errors import CommandFailed
 from cocoon.host.files import host_fault
 from cocoon.images.recipe import Recipe
 from cocoon.images.recipe_build import ROOT_TAR, build_command, build_root, confine, remove_build
 from cocoon.images.source import SourceImage, SourceLayer
+from cocoon.oci.manifest import host_platform
+from cocoon.oci.rootfs import PlainTar, RootfsSource
 from cocoon.plan.step import Step
-from cocoon.units import MIB
-from cocoon.value import Value, to_plain
+from cocoon.value import Value
 
 if TYPE_CHECKING:
     from cocoon.plan.world import World
@@ -50,53 +49,40 @@ class BuildRecipe(Step):
         remove_build(f"{self.work_dir}/{BUILD_DIR}")
 
 
-class RootSource:
-    """The ImageSource of the tar that BuildRecipe makes in `work_dir`: an image of one layer."""
+class BuiltRoot:
+    """The ImageSource of what BuildRecipe makes in `work_dir`; a `with` block closes the file that is opened for it."""
 
-    def __init__(self, recipe: Recipe, *, platform: str) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self.stop: Callable[[], None] = lambda: None
         self.work_dir = ""
         self._recipe = recipe
-        self._platform = platform
+        self._opened = ExitStack()
+        self._source: RootfsSource | None = None
+
+    def __enter__(self) -> BuiltRoot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
 
     def resolve(self) -> SourceImage:
         """See ImageSource. The id follows from the root's bytes and the recipe's configuration."""
-        from hashlib import sha256
-
-        digest, size = sha256(), 0
-        for chunk in self._chunks():
-            digest.update(chunk)
-            size += len(chunk)
-        if not size:
-            raise CommandFailed(f"recipe {self._recipe.name} made an empty root")
-        diff_id = f"sha256:{digest.hexdigest()}"
-        identity = {"platform": self._platform, "config": to_plain(self._recipe.config), "root": diff_id}
-        return SourceImage(
-            id=f"sha256:{sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()}",
-            platform=self._platform,
-            config=self._recipe.config,
-            layers=(SourceLayer(digest=diff_id, size_bytes=size, diff_id=diff_id),),
-            source=f"recipe {self._recipe.name}",
-        )
-
-    def doubt(self, layer: SourceLayer) -> bool:
-        """See ImageSource: a tree is read again with the same result."""
-        return False
-
-    @contextmanager
-    def open_layer(self, layer: SourceLayer) -> Iterator[Iterator[bytes]]:
-        """See ImageSource."""
-        yield self._chunks()
-
-    def _chunks(self) -> Iterator[bytes]:
         path = f"{self.work_dir}/{BUILD_DIR}/{ROOT_TAR}"
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
             raise host_fault(f"open {path}", error) from error
-        try:
-            while chunk := os.read(fd, MIB):
-                self.stop()
-                yield chunk
-        finally:
-            os.close(fd)
+        self._opened.callback(os.close, fd)
+        root = PlainTar(fd, f"recipe {self._recipe.name}")
+        self._source = RootfsSource((root,), self._recipe.config, host_platform())
+        self._source.stop = self.stop
+        return self._source.resolve()
+
+    def doubt(self, layer: SourceLayer) -> bool:
+        """See ImageSource: a tar is read again with the same result."""
+        return False
+
+    def open_layer(self, layer: SourceLayer) -> AbstractContextManager[Iterator[bytes]]:
+        """See ImageSource."""
+        assert self._source is not None, "only what was resolved has layers"
+        return self._source.open_layer(layer)
