@@ -50,7 +50,7 @@ def wait_for_mark(path: Path) -> None:
 def time_engine(cocoon: fixtures.Cocoon) -> tuple[float, int]:
     """Seconds from the command to the guest's first line, and the private KiB of the shim's processes."""
     begun = time.monotonic()
-    vm_id = cocoon.run("run", "--name", "bench", *VM).stdout.strip()
+    vm_id = cocoon.run("run", "-d", "--name", "bench", *VM).stdout.strip()
     wait_for_mark(cocoon.root / "log" / "vms" / vm_id / "console.log")
     took = time.monotonic() - begun
     processes = cocoon.json("vm", "inspect", "bench")["processes"]

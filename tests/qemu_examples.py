@@ -127,7 +127,7 @@ def make_disks(layers: int) -> tuple[Disk, ...]:
         for i in range(layers)
     ]
     disks.append(Disk(path=make_paths().cow, role=DiskRole.COW, serial="cocoon-cow", read_only=False))
-    disks.append(Disk(path=make_paths().config_disk, role=DiskRole.CONFIG, serial="cocoon-config", read_only=True))
+    disks.append(Disk(path=make_paths().config_disk, role=DiskRole.CONFIG, serial="cocoon-config", read_only=False))
     return tuple(disks)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import re
 import select
 import signal
+import struct
+import termios
 import time
 
 from fixtures import Cocoon
@@ -53,8 +56,26 @@ class Session:
                 return os.waitstatus_to_exitcode(status)
         raise AssertionError(f"it does not end: {self.seen!r}")
 
+    def hang_up(self, timeout: float = 30) -> int:
+        """The window is closed; the exit status of the command."""
+        os.close(self.terminal)
+        self.terminal = -1
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.pid = 0
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.05)
+        raise AssertionError("it does not end")
+
     def close(self) -> None:
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-        os.close(self.terminal)
+        if self.terminal >= 0:
+            os.close(self.terminal)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """As a window that is dragged."""
+        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

@@ -2,7 +2,7 @@
  *
  *   "cocoon-config 1 <length>\n"   version 1; <length> decimal: the bytes of records that follow
  *   "key=value\0" ...              exactly <length> bytes
- *   zeros up to a multiple of 4096
+ *   zeros up to a multiple of 4096, and 4096 bytes more, where supervise.c leaves the exit status
  *
  * At most 1 MiB in all. An unknown key, a repeated single one or a malformed value ends the machine: engine and
  * initramfs are of one version or somebody should know. */

@@ -21,6 +21,7 @@ struct data_disk {
 	char *name, *type, *place;
 };
 struct config {
+	char device[64]; /* the disk that this was read from, and the exit status is left on */
 	char *layers[MAX_LAYERS]; /* serials or device paths, top layer first */
 	size_t layer_count;
 	char *cow, *hostname, *user, *cwd;

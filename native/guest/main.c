@@ -112,7 +112,6 @@ int main(int count, char **words)
 {
 	static struct config config;
 	static char cmdline[8192];
-	char device[64];
 
 	if (getpid() != 1 && is_agent(count, words))
 		run_agent();
@@ -132,8 +131,8 @@ int main(int count, char **words)
 	char *disk = kernel_parameter(cmdline, "cocoon.config");
 	if (!disk)
 		fail("the kernel command line names no configuration disk (cocoon.config=)");
-	find_disk(disk, device, sizeof device);
-	read_config(device, &config);
+	find_disk(disk, config.device, sizeof config.device);
+	read_config(config.device, &config);
 	end_by_reboot = config.reboots;
 
 	mount_root(&config);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -438,7 +439,8 @@ def test_sources_are_complete() -> None:
 def test_sockets_in_the_capsule_are_checked(scene: Scene) -> None:
     processes = scene.launch("monitor")
     scene.wait_log(b"ready")
-    with capsule.connect_capsule_socket(processes, "/vm/run/rescue.sock", uid=scene.uid, timeout_s=5) as connection:
+    connected = capsule.connect_capsule_socket(processes, "/vm/run/rescue.sock", uid=scene.uid, timeout_s=5)
+    with contextlib.closing(connected) as connection:
         assert connection.recv(100).startswith(b'{"QMP"')
     with pytest.raises(NotFound):
         capsule.connect_capsule_socket(processes, "/vm/run/none.sock", uid=scene.uid, timeout_s=5)

@@ -106,7 +106,7 @@ def test_killed_at_every_point_of_start(engine: Cocoon) -> None:
 @pytest.mark.parametrize("force", [True, False])
 def test_killed_at_every_point_of_stop(engine: Cocoon, force: bool) -> None:
     stop = ("vm", "stop", "--force", NAME) if force else ("vm", "stop", "--timeout", "2", NAME)
-    engine.run("vm", "run", "--name", NAME, *SMALL, "busybox", "sleep", "600")
+    engine.run("vm", "run", "-d", "--name", NAME, *SMALL, "busybox", "sleep", "600")
     named = points(engine, *stop)
     for point in named:
         engine.run("vm", "start", NAME)
@@ -118,7 +118,7 @@ def test_killed_at_every_point_of_stop(engine: Cocoon, force: bool) -> None:
 
 
 def test_killed_at_every_point_of_rm(engine: Cocoon) -> None:
-    run = ("vm", "run", "--name", NAME, *SMALL, "busybox", "sleep", "600")
+    run = ("vm", "run", "-d", "--name", NAME, *SMALL, "busybox", "sleep", "600")
     engine.run(*run)
     states(engine)
     named = points(engine, "vm", "rm", "--force", NAME)

@@ -57,7 +57,7 @@ def test_a_full_disk_stops_an_import_and_leaves_the_store_as_it_was(
 
 
 def test_more_memory_than_the_host_has_is_refused_before_anything_is_made(shared_cocoon: Cocoon) -> None:
-    done = shared_cocoon.run("run", "--name", "huge", "--memory", "8T", "busybox", check=False)
+    done = shared_cocoon.run("run", "-d", "--name", "huge", "--memory", "8T", "busybox", check=False)
     assert_clear(done, 1, "memory")
     assert shared_cocoon.json("vm", "list") == []
     assert not list((shared_cocoon.root / "vms").iterdir())
@@ -71,7 +71,7 @@ def test_huge_pages_that_are_not_there_are_missed_in_words(shared_cocoon: Cocoon
 
 
 def test_of_two_runs_with_one_name_one_wins(shared_cocoon: Cocoon) -> None:
-    running = [shared_cocoon.start("run", "--name", "one", *SMALL, "busybox", "sleep", "600") for _ in range(3)]
+    running = [shared_cocoon.start("run", "-d", "--name", "one", *SMALL, "busybox", "sleep", "600") for _ in range(3)]
     outcomes = [(process.communicate(timeout=90)[1], process.returncode) for process in running]
     assert sorted(status for _, status in outcomes) == [0, 4, 4], outcomes
     assert all("Traceback" not in said for said, _ in outcomes)
@@ -115,7 +115,7 @@ def test_a_missing_store_is_made_but_never_over_somebody_elses_vms(cocoon: Cocoo
 
 
 def test_another_run_dir_does_not_make_a_running_vm_look_dead(shared_cocoon: Cocoon, tmp_path: Path) -> None:
-    shared_cocoon.run("run", "--name", "here", *SMALL, "busybox", "sleep", "600")
+    shared_cocoon.run("run", "-d", "--name", "here", *SMALL, "busybox", "sleep", "600")
     done = shared_cocoon.run("--run-dir", str(tmp_path / "elsewhere"), "vm", "inspect", "here", check=False)
     assert done.returncode in (0, 4)
     assert shared_cocoon.json("vm", "inspect", "here")["state"] == "running"

@@ -44,15 +44,16 @@ def test_run_rm_shows_the_output_and_leaves_nothing(shared_cocoon: Cocoon) -> No
         assert os.listdir(shared_cocoon.root / directory) == []
 
 
-def test_run_on_a_terminal(shared_cocoon: Cocoon, sessions) -> None:
-    session = sessions("run", "-it", "--rm", "--name", "seen", *SMALL, "busybox")
+def test_consoles_of_one_vm(shared_cocoon: Cocoon, sessions) -> None:
+    shared_cocoon.run("run", "-d", "--rm", "--name", "seen", *SMALL, "busybox")
+    session = sessions("vm", "console", "seen")
     session.wait_for(r"connected to seen: \^\] and a dot leave")
     session.wait_for(r"/home/guest # ")
     session.type("echo hi-$((6*7))\r")
     session.wait_for("hi-42")
     session.type("\x1d.")
     assert session.end() == 0
-    assert "seen goes on" in session.seen
+    assert "left seen; it goes on" in session.seen
     assert names(shared_cocoon) == ["seen"]
 
     again = sessions("vm", "console", "seen")
@@ -69,6 +70,7 @@ def test_run_on_a_terminal(shared_cocoon: Cocoon, sessions) -> None:
     for one in (again, watching, second, taking):
         assert one.end() == 0
         assert "seen has ended" in one.seen
+    shared_cocoon.run("image", "list")
     assert names(shared_cocoon) == [], "a VM with --rm goes with the next command"
 
 

@@ -27,7 +27,7 @@ DISKS = (
 
 
 def test_data_disks_are_mounted_in_order_and_keep_what_is_written(shared_cocoon: Cocoon) -> None:
-    run = ("run", "--name", "data", "--cpu", "1", "--memory", "256M", "--nics", "0", *DISKS)
+    run = ("run", "-d", "--name", "data", "--cpu", "1", "--memory", "256M", "--nics", "0", *DISKS)
     shared_cocoon.run(*run, "busybox", "sh", "-c", SCRIPT)
     log = shared_cocoon.wait_for_log("data", "END")
     assert log.index("mounted /srv ext4") < log.index("mounted /srv/deep/in ext4")

@@ -41,11 +41,11 @@ def test_the_next_start_has_the_new_guest_program(shared_cocoon: Cocoon, tmp_pat
         return f"init={hashlib.sha256(init).hexdigest()}"
 
     size = ("--cpu", "1", "--memory", "256M", "--storage", "64M", "--nics", "0")
-    shared_cocoon.run("run", "--name", "first", *size, "busybox", "sh", "-c", TELL)
+    shared_cocoon.run("run", "-d", "--name", "first", *size, "busybox", "sh", "-c", TELL)
     shared_cocoon.wait_for_log("first", told(old))
     before = shared_cocoon.json("vm", "inspect", "first")["boot"]
     # Another VM takes the new one; what runs keeps its own.
-    upgraded.run("run", "--name", "second", *size, "busybox", "sh", "-c", TELL)
+    upgraded.run("run", "-d", "--name", "second", *size, "busybox", "sh", "-c", TELL)
     upgraded.wait_for_log("second", told(new))
     assert shared_cocoon.json("vm", "inspect", "first")["boot"] == before
     # Nor does gc take anything from those who run.

@@ -32,7 +32,7 @@ def ready(cocoon: Cocoon, kernel_deb: Path) -> Cocoon:
 
 def test_run_pulls_and_boots_and_the_guest_proves_it(ready: Cocoon, registry: Registry, busybox_image: Path) -> None:
     reference = registry.push(busybox_image, "team/busybox:1")
-    ready.run("run", "--cpu", "1", "--memory", "512M", "--storage", "256M", reference, "sh", "-c", PROOF)
+    ready.run("run", "-d", "--cpu", "1", "--memory", "512M", "--storage", "256M", reference, "sh", "-c", PROOF)
     (vm,) = ready.json("vm", "list")
     assert vm["name"] == "team-busybox-1"
     assert vm["state"] == "running"
@@ -67,7 +67,7 @@ def test_the_command_runs_as_the_user_that_the_image_names(ready: Cocoon, busybo
         check=True, capture_output=True,
     )  # fmt: skip
     ready.run("image", "import", "as-guest", str(layout))
-    ready.run("run", "--name", "user", "--cpu", "1", "--memory", "256M", "--nics", "0", "as-guest")
+    ready.run("run", "-d", "--name", "user", "--cpu", "1", "--memory", "256M", "--nics", "0", "as-guest")
     log = ready.wait_for_log("user", "END")
     assert "uid=1234(guest) gid=1234(guest)" in log
     assert "2345(extra)" in log
@@ -81,7 +81,7 @@ def test_the_command_runs_as_the_user_that_the_image_names(ready: Cocoon, busybo
 
 def test_what_was_written_stays_over_stop_and_start(shared_cocoon: Cocoon) -> None:
     script = 'echo round >> /count; sync; echo "rounds=$(wc -l < /count)"; echo END; sleep 600'
-    shared_cocoon.run("run", "--name", "keep", "--cpu", "1", "--memory", "256M", "busybox", "sh", "-c", script)
+    shared_cocoon.run("run", "-d", "--name", "keep", "--cpu", "1", "--memory", "256M", "busybox", "sh", "-c", script)
     shared_cocoon.wait_for_log("keep", "rounds=1")
     before = shared_cocoon.json("vm", "inspect", "keep")
     shared_cocoon.run("vm", "stop", "keep")
@@ -96,7 +96,7 @@ def test_what_was_written_stays_over_stop_and_start(shared_cocoon: Cocoon) -> No
 
 def test_a_vm_without_a_nic_does_not_wait_for_one(shared_cocoon: Cocoon) -> None:
     shared_cocoon.run(
-        "run", "--name", "lonely", "--cpu", "1", "--memory", "256M", "--nics", "0", "busybox",
+        "run", "-d", "--name", "lonely", "--cpu", "1", "--memory", "256M", "--nics", "0", "busybox",
         "sh", "-c", "ls /sys/class/net; cut -d. -f1 /proc/uptime; echo END; sleep 600",
     )  # fmt: skip
     log = shared_cocoon.wait_for_log("lonely", "END")

@@ -48,7 +48,7 @@ def test_a_taken_name_leaves_everything_as_it_was(shared_cocoon: Cocoon) -> None
 def test_ctrl_c_in_the_middle_of_run_leaves_nothing(shared_cocoon: Cocoon, signal_number: int) -> None:
     before = inventory(shared_cocoon.root)
     environment = {"COCOON_FAILPOINT": "vm.run:*-launch.before:sleep=30"}
-    process = shared_cocoon.start("run", "--name", "never", *SMALL, "busybox", env=environment)
+    process = shared_cocoon.start("run", "-d", "--name", "never", *SMALL, "busybox", env=environment)
     deadline = time.monotonic() + 30
     while inventory(shared_cocoon.root) == before and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -69,7 +69,7 @@ def test_a_vmm_that_dies_at_once_is_heard_and_everything_is_undone(shared_cocoon
     broken.chmod(0o755)
     before = inventory(shared_cocoon.root)
     done = shared_cocoon.run(
-        "run", "--name", "dies", *SMALL, "busybox", check=False, environment={"COCOON_QEMU_BINARY": str(broken)}
+        "run", "-d", "--name", "dies", *SMALL, "busybox", check=False, environment={"COCOON_QEMU_BINARY": str(broken)}
     )
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
@@ -77,7 +77,7 @@ def test_a_vmm_that_dies_at_once_is_heard_and_everything_is_undone(shared_cocoon
 
 
 def test_a_killed_supervisor_takes_the_vmm_along_and_the_engine_knows(shared_cocoon: Cocoon) -> None:
-    shared_cocoon.run("run", "--name", "orphan", *SMALL, "busybox", "sleep", "600")
+    shared_cocoon.run("run", "-d", "--name", "orphan", *SMALL, "busybox", "sleep", "600")
     processes = shared_cocoon.json("vm", "inspect", "orphan")["processes"]
     os.kill(processes["supervisor"]["pid"], signal.SIGKILL)
     record = shared_cocoon.wait_for_state("orphan", "error")
@@ -91,14 +91,14 @@ def test_a_killed_supervisor_takes_the_vmm_along_and_the_engine_knows(shared_coc
 
 
 def test_a_killed_vmm_is_recorded(shared_cocoon: Cocoon) -> None:
-    shared_cocoon.run("run", "--name", "killed", *SMALL, "busybox", "sleep", "600")
+    shared_cocoon.run("run", "-d", "--name", "killed", *SMALL, "busybox", "sleep", "600")
     os.kill(shared_cocoon.json("vm", "inspect", "killed")["pid"], signal.SIGKILL)
     record = shared_cocoon.wait_for_state("killed", "error")
     assert "signal 9" in record["exit_reason"]
 
 
 def test_after_a_reboot_of_the_host_the_vm_is_stopped_and_starts_again(shared_cocoon: Cocoon) -> None:
-    shared_cocoon.run("run", "--name", "rebooted", "--cpu", "1", "--memory", "128M", "busybox", "sleep", "600")
+    shared_cocoon.run("run", "-d", "--name", "rebooted", "--cpu", "1", "--memory", "128M", "busybox", "sleep", "600")
     before = shared_cocoon.json("vm", "inspect", "rebooted")
     os.kill(before["processes"]["supervisor"]["pid"], signal.SIGKILL)
     subprocess.run(["ip", "netns", "delete", before["nics"][0]["netns"]], check=True)
@@ -113,7 +113,7 @@ def test_after_a_reboot_of_the_host_the_vm_is_stopped_and_starts_again(shared_co
 
 def test_rm_with_force_ends_a_running_vm_and_leaves_nothing(shared_cocoon: Cocoon) -> None:
     before = inventory(shared_cocoon.root)
-    shared_cocoon.run("run", "--name", "gone", "--cpu", "1", "--memory", "128M", "busybox", "sleep", "600")
+    shared_cocoon.run("run", "-d", "--name", "gone", "--cpu", "1", "--memory", "128M", "busybox", "sleep", "600")
     record = shared_cocoon.json("vm", "inspect", "gone")
     refused = shared_cocoon.run("vm", "rm", "gone", check=False)
     assert refused.returncode == 4 and "running" in refused.stderr

@@ -12,6 +12,7 @@ from cocoon.guest.bootconfig import (
     GuestData,
     GuestNIC,
     is_init,
+    parse_exit_status,
     parse_stop_signal,
     render_boot_config,
 )
@@ -51,7 +52,7 @@ def test_bytes_are_exactly_these():
         b"user=bob:disk\0cwd=/srv\0stop_signal=3\0reboot=yes\0"
     )
     content = b"cocoon-config 1 %d\n" % len(body) + body
-    assert data == content + bytes(4096 - len(content))
+    assert data == content + bytes(4096 - len(content)) + bytes(4096), "the last block is for the exit status"
 
 
 def test_a_nic_without_address_has_empty_fields():
@@ -66,7 +67,7 @@ def test_bytes_that_are_no_text_pass_unchanged():
 
 
 def test_size_is_a_multiple_of_4096_and_at_most_1_mib():
-    assert len(render_boot_config(config(environment=("A" * 5000,)))) == 8192
+    assert len(render_boot_config(config(environment=("A" * 5000,)))) == 8192 + 4096
     many = tuple("A" * MAX_STRING_BYTES for _ in range(7))
     assert len(render_boot_config(config(environment=many))) <= MAX_BYTES
     with pytest.raises(InvalidSpec, match="1 MiB"):
@@ -104,6 +105,28 @@ def test_stop_signals(text, number):
 def test_wrong_stop_signals(text):
     with pytest.raises(InvalidSpec):
         parse_stop_signal(text)
+
+
+@pytest.mark.parametrize(
+    ("block", "status"),
+    [
+        (b"cocoon-exit 1 0\n", 0),
+        (b"cocoon-exit 1 7\n" + b"\0" * 4000, 7),
+        (b"cocoon-exit 1 255\nmore", 255),
+        (b"", None),
+        (bytes(4096), None),
+        (b"cocoon-exit 1 256\n", None),
+        (b"cocoon-exit 1 -1\n", None),
+        (b"cocoon-exit 1 \n", None),
+        (b"cocoon-exit 1 0007\n", None),
+        (b"cocoon-exit 2 7\n", None),
+        (b"cocoon-exit 1 7", None),
+        (b"\xff" * 4096, None),
+        ("cocoon-exit 1 \u0663\n".encode(), None),
+    ],
+)
+def test_exit_statuses_that_a_guest_may_have_written(block: bytes, status: int | None) -> None:
+    assert parse_exit_status(block) == status
 
 
 def test_an_init_becomes_pid_1():

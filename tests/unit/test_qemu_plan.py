@@ -76,7 +76,8 @@ def test_no_host_path_is_inside_but_the_closure() -> None:
     assert own == []
     binds = plan_capsule(vm, make_paths(), facts).binds
     assert {bind.inner for bind in binds if bind.inner == bind.host} == {binary.path, *binary.closure}
-    assert [bind.inner for bind in binds if bind.writable] == ["/vm/disk/1"]
+    writable = [bind.inner for bind in binds if bind.writable]
+    assert writable == ["/vm/disk/1", "/vm/disk/2"], "the COW disk, and the configuration that takes the exit status"
 
 
 def test_the_tun_device_is_there_only_for_nics() -> None:

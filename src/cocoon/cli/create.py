@@ -13,6 +13,7 @@ from cocoon.cli.options import HYPERVISORS, OUTPUT, checked_reference
 from cocoon.cli.output import say, write_json, write_line
 from cocoon.cli.process import PROCESS_OPTIONS, read_environment
 from cocoon.engine.data_disks import parse_data_disks
+from cocoon.engine.process import runs_command
 from cocoon.engine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_BYTES, DEFAULT_STORAGE_BYTES, check_spec
 from cocoon.engine.volumes import parse_volumes
 from cocoon.errors import InvalidSpec
@@ -31,28 +32,42 @@ def _create(context: Context, call: Call) -> int:
 
 
 def _run(context: Context, call: Call) -> int:
-    interactive = call.is_on("interactive") or call.is_on("tty")
-    detached = call.is_on("detach")
     foreground = call.is_on("foreground")
-    if detached and (interactive or foreground):
-        raise InvalidSpec("--detach cannot go with -i, -t or --foreground", hint=see_help(call.command))
-    if context.json and (interactive or foreground):
-        raise InvalidSpec("--output json cannot go with -i, -t or --foreground", hint=see_help(call.command))
-    attached = interactive or (call.is_on("rm") and not detached and not foreground and not context.json)
+    attached = _wants_attached(context, call)
     spec = read_spec(call, context)
     engine = context.engine()
     ensure_image(context, spec.image)
     login = Login(engine.world(), spec)
-    if attached or foreground:
-        from cocoon.cli.attached import run_attached, run_foreground
+    if foreground:
+        from cocoon.cli.attached import run_foreground
 
-        return run_attached(engine, login, call) if attached else run_foreground(engine, login)
+        return run_foreground(engine, login)
+    if attached:
+        from cocoon.cli.attached import run_attached, run_on_console
+
+        if not runs_command(spec, engine.find_or_pull_image(spec.image)):
+            return run_on_console(engine, login, call)
+        return run_attached(engine, spec.replace(process=spec.process.replace(attached=True)))
     vm = login.used_by(engine.run_vm)
     _explain_choice(context, vm)
     _show(context, vm)
     if not context.json:
         say(f"started {vm.spec.name}; its console: cocoon vm console {vm.spec.name}")
     return 0
+
+
+def _wants_attached(context: Context, call: Call) -> bool:
+    """With a command, -i, -t or --rm, unless something says otherwise."""
+    interactive = call.is_on("interactive") or call.is_on("tty")
+    if call.is_on("foreground"):
+        if call.is_on("detach") or interactive or context.json:
+            raise InvalidSpec("--foreground cannot go with -d, -i, -t or --output json", hint=see_help(call.command))
+        return False
+    if context.json and interactive and not call.is_on("detach"):
+        raise InvalidSpec("--output json cannot go with -i or -t", hint=see_help(call.command))
+    if call.is_on("detach") or context.json:
+        return False
+    return interactive or call.is_on("rm") or len(call.words) > 1
 
 
 def _debug(context: Context, call: Call) -> int:
@@ -191,9 +206,9 @@ _SPEC_OPTIONS = (
 )  # fmt: skip
 _RM = Option(name="rm", help="Remove the VM when it ends")
 _RUN_OPTIONS = (
-    Option(name="interactive", short="i", help="Attach to the console"),
-    Option(name="tty", short="t", help="Attach to the console"),
-    Option(name="detach", short="d", help="Do not attach, not even with --rm"),
+    Option(name="interactive", short="i", help="Pass standard input on"),
+    Option(name="tty", short="t", help="Give it a terminal"),
+    Option(name="detach", short="d", help="Do not stay, although there is a command; it has the VM's console then"),
     Option(name="foreground", help="Stay until the VM ends; ending this command ends the VM"),
     _RM,
 )
@@ -216,12 +231,15 @@ COMMANDS = {
         Command(
             path="vm run", summary="Create a VM and start it", run=_run, usage="IMAGE [COMMAND...]",
             least=1, most=None, tail_after=1, options=(*_SPEC_OPTIONS, *_RUN_OPTIONS, OUTPUT), completes="image",
-            details=_DETAILS + "\nWith --rm alone the console is shown until the VM ends. Leave a console with ^] and "
-            "a dot; the VM goes on.",
+            details=_DETAILS + "\nWith a COMMAND, -i, -t or --rm it stays until the command ends, and exits with its "
+            "status (128 + n when signal n ended it, 125 when cocoon itself failed); else the VM runs on. Ctrl-C is "
+            "the command's; a second one leaves it running, and so do ^] and a dot on a terminal. An image that boots "
+            "an init of its own shows its console instead.",
             examples=(
                 "cocoon run debian:13",
                 "cocoon run -it --rm debian:13 bash",
-                "cocoon run --rm --nics 0 --memory 256M busybox uname -a",
+                "cocoon run --rm --nics 0 -e LANG=C -v ./data:/data:ro debian:13 sh -c 'wc -l /data/*'",
+                "cocoon run -d --name web nginx:1.27",
             ),
         ),
         Command(

@@ -26,6 +26,8 @@ def run_fast(arguments: list[str]) -> int | None:
         return _version()
     if len(arguments) == 2 and arguments[0] == "completion" and arguments[1] in SHELLS:
         return _completion(arguments[1])
+    if "exec" in arguments:
+        return _exec(arguments)
     return _list(arguments)
 
 
@@ -68,6 +70,49 @@ def root_dir(arguments: list[str]) -> str | None:
     return root if root.startswith("/") and root.isprintable() and "\ufffd" not in root else None
 
 
+def _exec(arguments: list[str]) -> int | None:
+    """`exec VM COMMAND...` and `vm exec VM COMMAND...` with nothing but the three directories before it."""
+    directories: list[str] = []
+    at = 0
+    while at < len(arguments) and arguments[at].startswith("--"):
+        width = 1 if "=" in arguments[at] else 2
+        if arguments[at].partition("=")[0] not in ("--root-dir", "--run-dir", "--log-dir"):
+            return None
+        directories += arguments[at : at + width]
+        at += width
+    at += arguments[at : at + 1] == ["vm"]
+    words = arguments[at + 1 :]
+    if arguments[at : at + 1] != ["exec"] or len(words) < 2 or words[0][:1] in ("", "-") or words[1][:1] in ("", "-"):
+        return None
+    if not _has_harmless_environment() or not words[0].isprintable() or any(map(_is_undecodable, words)):
+        return None
+    root, run_dir = root_dir(directories), _run_dir(directories)
+    if root is None or (run_dir and not run_dir.startswith("/")):
+        return None
+    from cocoon.cli.quick import exec_quickly
+
+    return exec_quickly((root, run_dir or f"{root}/run"), words[0], words[1:])
+
+
+def _run_dir(arguments: list[str]) -> str:
+    """The directory of the sockets that plain arguments and the environment name, "" for the usual one."""
+    directory = posix.environ.get(b"COCOON_RUN_DIR", b"").decode("utf-8", "replace")
+    for index, argument in enumerate(arguments):
+        if argument == "--run-dir" and index + 1 < len(arguments):
+            directory = arguments[index + 1]
+        elif argument.startswith("--run-dir="):
+            directory = argument[10:]
+    return directory
+
+
+def _is_undecodable(word: str) -> bool:
+    return any("\udc80" <= letter <= "\udcff" for letter in word) if not word.isascii() else False
+
+
+def _has_harmless_environment() -> bool:
+    return not any(name.startswith(b"COCOON_") and name not in HARMLESS_VARIABLES for name in posix.environ)
+
+
 def _list(arguments: list[str]) -> int | None:
     """`vm list` with nothing but `-o json|table`, `-q` and the three directories."""
     words: list[str] = []
@@ -90,7 +135,7 @@ def _list(arguments: list[str]) -> int | None:
             return None
     if words not in LIST_WORDS or waiting or shape not in ("table", "json", "ids"):
         return None
-    if any(name.startswith(b"COCOON_") and name not in HARMLESS_VARIABLES for name in posix.environ):
+    if not _has_harmless_environment():
         return None
     root = root_dir(arguments)
     if root is None:

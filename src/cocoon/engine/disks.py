@@ -46,7 +46,7 @@ def draw_disks(request: Request, paths: Paths) -> tuple[Disk, ...]:
     ]
     disks.append(Disk(path=own.cow, role=DiskRole.COW, serial=COW_SERIAL, read_only=False))
     if request.kernel is not None:
-        disks.append(Disk(path=own.config_disk, role=DiskRole.CONFIG, serial=CONFIG_SERIAL, read_only=True))
+        disks.append(Disk(path=own.config_disk, role=DiskRole.CONFIG, serial=CONFIG_SERIAL, read_only=False))
     disks += data_disks
     return (*disks, *(draw_volume(volume, index, own) for index, volume in enumerate(request.spec.volumes)))
 

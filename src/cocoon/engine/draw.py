@@ -16,7 +16,7 @@ from cocoon.hypervisors.hypervisor import Hypervisor
 from cocoon.model.host import Capability, HostFacts
 from cocoon.model.image import Image
 from cocoon.model.kernel import Kernel
-from cocoon.model.vm import NIC, DirectBoot, Disk, FirmwareBoot, PassedOver, VMRecord, VMSpec, VMState
+from cocoon.model.vm import NIC, DirectBoot, Disk, FirmwareBoot, PassedOver, ProcessSpec, VMRecord, VMSpec, VMState
 from cocoon.paths import Paths
 from cocoon.value import Value
 
@@ -95,6 +95,7 @@ def draw_boot_config(request: Request, vm: VMRecord, backend: Hypervisor) -> byt
             ),
             dns=request.dns if vm.nics else (),
             data=found.data,
+            stdio=_stdio(request.spec.process),
             reboots=Capability.ACPI_SHUTDOWN not in backend.capabilities,
         )
     )
@@ -139,6 +140,13 @@ def _draw_cmdline(
     data = tuple(f"{disk.disk}:{disk.mount}:{disk.fstype}" for disk in found.data)
     places = ImageDisks(layers=found.layers, cow=found.cow, data=data)
     return render_image_cmdline(words, places, hostname=hostname, network=network)
+
+
+def _stdio(process: ProcessSpec) -> str:
+    """Where the command's standard streams are: for whoever joins it, or on the console."""
+    if not process.attached:
+        return "console"
+    return "terminal" if process.tty else "pipes"
 
 
 def _hostname(request: Request, name: str) -> str:

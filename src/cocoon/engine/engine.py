@@ -136,6 +136,26 @@ class Engine:
         wait_end(vm)
         return reconcile_vm(world, vm)
 
+    def wait_end(self, ref: str, *, timeout_s: float) -> bool:
+        """Whether the VM's processes have ended within `timeout_s`."""
+        from cocoon.host import process
+
+        vm = self.find_vm(ref)
+        return vm.processes is None or process.wait_gone(vm.processes.supervisor, timeout_s)
+
+    def note_exit(self, vm_id: str, status: int) -> None:
+        """What the guest's command ended with, as its session told; a VM that has gone is fine."""
+        with self.world().store.write() as transaction:
+            vm = transaction.vm(vm_id)
+            if vm is not None:
+                transaction.put_vm(vm.replace(exit_status=status))
+
+    def kill_vm(self, ref: str, number: int) -> None:
+        """Ends a running VM at once (SIGKILL), or sends its command any other signal."""
+        from cocoon.engine.killing import kill_vm
+
+        kill_vm(self.world(), self.find_vm(ref), number)
+
     def inspect_vm(self, ref: str) -> dict[str, object]:
         """Everything about a VM, in JSON's types."""
         from cocoon.engine.inspect import inspect_vm

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from cocoon.engine.exit_status import ForgetExitStatus, NoteExitStatus, config_disk
 from cocoon.engine.initrd import refresh_boot
 from cocoon.engine.network import check_ports_free, networks_of
 from cocoon.engine.reconcile import is_running, reconcile_vm
@@ -93,9 +94,11 @@ def start_vm(world: World, vm: VMRecord) -> VMRecord:
         own = world.paths.vm(now.id)
         # Both may be on a tmpfs that was emptied by a reboot.
         places = (MakeDirectory(path=path, kept=True) for path in (own.run_dir, own.log_dir))
+        config = config_disk(now)
+        forgetting = (ForgetExitStatus(path=config.path),) if config is not None else ()
         with world.store.read() as reader:
             networks = networks_of(reader, now.nics)
-        steps = (*places, *plan_start_steps(now, own, backend=backend, facts=facts, networks=networks))
+        steps = (*places, *forgetting, *plan_start_steps(now, own, backend=backend, facts=facts, networks=networks))
         plan = Plan(
             kind="vm.start",
             vm_id=now.id,
@@ -119,7 +122,7 @@ def stop_vm(world: World, vm: VMRecord, *, force: bool, timeout_s: float) -> VMR
         plan = Plan(
             kind="vm.stop",
             vm_id=now.id,
-            steps=plan_end_steps(now, timeout_s=0.0 if force else timeout_s),
+            steps=(*plan_end_steps(now, timeout_s=0.0 if force else timeout_s), NoteExitStatus(vm_id=now.id)),
             recovery="finish",
             on_success=(SetVMState(vm_id=now.id, state=VMState.STOPPED, exit_reason="stopped"),),
             # It still runs, or `reconcile` finds out how it ended.

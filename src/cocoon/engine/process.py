@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from cocoon.errors import InvalidSpec
-from cocoon.guest.bootconfig import MAX_STRING_BYTES, MAX_USER_BYTES
+from cocoon.guest.bootconfig import MAX_STRING_BYTES, MAX_USER_BYTES, is_init
 from cocoon.model.image import Image, ImageConfig
 from cocoon.model.vm import ProcessSpec, VMSpec
 from cocoon.units import KIB, printable, render_size
@@ -30,6 +30,15 @@ def check_process(process: ProcessSpec) -> None:
         )
     if any("\0" in word or not word for word in process.entrypoint or ()):
         raise InvalidSpec("--entrypoint holds a NUL character or an empty word")
+
+
+def runs_command(spec: VMSpec, image: Image) -> bool:
+    """Whether our init would run a command as its child, whose session can be joined: not with a kernel of the image's
+    own, not for a cloud image, not when the command is an init that becomes PID 1."""
+    if image.disk is not None or (image.boot_files is not None and not spec.kernel):
+        return False
+    drawn = draw_process(image.config, spec.process, spec.command)
+    return not is_init(drawn.entrypoint + drawn.command)
 
 
 def check_applies(spec: VMSpec, image: Image) -> None:

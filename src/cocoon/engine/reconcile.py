@@ -11,6 +11,7 @@ import json
 import time
 from typing import TYPE_CHECKING
 
+from cocoon.engine.exit_status import read_exit_status
 from cocoon.errors import CocoonError, NotFound
 from cocoon.host import process
 from cocoon.host.files import read_bounded
@@ -42,12 +43,15 @@ def reconcile_vm(world: World, vm: VMRecord) -> VMRecord:
     if vm.state is not VMState.RUNNING or is_running(vm):
         return vm
     state, reason = how_it_ended(world.store, vm)
+    status = read_exit_status(vm)
     with world.store.write() as transaction:
         now = transaction.vm(vm.id)
         if now is None or now.state is not VMState.RUNNING or now.processes != vm.processes:
             return now or vm  # Another command was faster.
+        if status is None:
+            status = now.exit_status  # Whoever was joined to the command may have heard more.
         ended = now.replace(state=state, exit_reason=reason, processes=None, protections=(), stopped_at=time.time())
-        ended = transaction.put_vm(ended)
+        ended = transaction.put_vm(ended.replace(exit_status=status))
     if ended.nics:
         _disconnect(world, ended)
     return ended

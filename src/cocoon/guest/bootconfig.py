@@ -3,9 +3,12 @@
     "cocoon-config 1 <length>\\n"   version 1; <length> in decimal: the bytes of records that follow
     "key=value\\0" ...              exactly <length> bytes
     zeros up to a multiple of 4096
+    4096 bytes more             zeros; "cocoon-exit 1 <status>\n", written by the guest when its command has ended
 
 A disk, because a kernel command line holds 2 KiB, is shown to every process of the guest, and cannot carry spaces or
-an environment. `native/guest/bootconfig.c` is the other side; both refuse what they do not know.
+an environment. The status comes back on it, because at the end of a VM nobody may be listening on its channel, and the
+console is the command's own to write on. `native/guest/bootconfig.c` is the other side; both refuse what they do not
+know.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from cocoon.value import Value
 VERSION = 1
 CONFIG_SERIAL = "cocoon-config"
 BLOCK_BYTES = 4096
+EXIT_MARK = b"cocoon-exit 1 "
 MAX_BYTES = 1024 * 1024
 MAX_LAYERS = 256
 MAX_NICS = 32
@@ -109,7 +113,7 @@ def parse_stop_signal(text: str) -> int:
 
 
 def render_boot_config(config: BootConfig) -> bytes:
-    """The whole content of the configuration disk, a multiple of 4096 bytes.
+    """The whole content of the configuration disk, a multiple of 4096 bytes, no exit status in the last of them.
 
     Raises InvalidSpec when something does not fit: too many layers, NICs or name servers, a NUL in a text, a text
     longer than Linux passes to a program, more than 1 MiB in all.
@@ -135,6 +139,18 @@ def render_boot_config(config: BootConfig) -> bytes:
     if config.stdio != STDIOS[0]:
         records.append(("stdio", config.stdio))
     return _frame(b"".join(_render_record(key, value) for key, value in records))
+
+
+def parse_exit_status(block: bytes) -> int | None:
+    """What the last block of the disk says that the guest's command ended with, 0 to 255; None when it says nothing.
+
+    The guest may have written anything there.
+    """
+    line, newline, _ = block[: len(EXIT_MARK) + 4].partition(b"\n")
+    digits = line.removeprefix(EXIT_MARK)
+    if not newline or digits == line or not digits.isdigit() or int(digits) > 255:
+        return None
+    return int(digits)
 
 
 def _check_counts(config: BootConfig) -> None:
@@ -169,7 +185,7 @@ def _render_record(key: str, value: str) -> bytes:
 
 def _frame(records: bytes) -> bytes:
     content = f"cocoon-config {VERSION} {len(records)}\n".encode() + records
-    padded = content + bytes(-len(content) % BLOCK_BYTES)
+    padded = content + bytes(-len(content) % BLOCK_BYTES + BLOCK_BYTES)
     if len(padded) > MAX_BYTES:
         raise InvalidSpec(
             f"command, environment and settings of {len(records)} bytes do not fit the guest's configuration of 1 MiB",

@@ -15,7 +15,7 @@ from cocoon.errors import APIFailed, InvalidSpec, InvalidState, NotFound, Timeou
 from cocoon.units import printable
 
 if TYPE_CHECKING:
-    import socket
+    import _socket
     from types import TracebackType
     from typing import NoReturn, Self
 
@@ -72,7 +72,7 @@ class Answer:
 class Channel:
     """One greeted connection to one guest; owns the stream socket that it is given. Not for several threads."""
 
-    def __init__(self, connection: socket.socket, *, timeout_s: float, owned: Lock | None = None) -> None:
+    def __init__(self, connection: _socket.socket, *, timeout_s: float, owned: Lock | None = None) -> None:
         """Greets the guest; closes the socket, and `owned` with it, when that fails.
 
         Raises Timeout when it is silent for `timeout_s`, APIFailed when it answers nonsense, Unsupported when it speaks

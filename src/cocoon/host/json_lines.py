@@ -13,8 +13,8 @@ Source: docs/interop/qmp-spec.rst of QEMU; qemu-qmp-ref(7).
 
 from __future__ import annotations
 
+import _socket
 import json
-import socket
 import time
 from collections import deque
 from enum import Enum, auto
@@ -38,7 +38,7 @@ Message = dict[str, object]
 class JSONLines:
     """Lines of JSON over a connected stream socket, which it owns. `peer` names the other side in errors."""
 
-    def __init__(self, connection: socket.socket, *, peer: str) -> None:
+    def __init__(self, connection: _socket.socket, *, peer: str) -> None:
         self.peer = peer
         self._connection = connection
         self._received = bytearray()
@@ -113,7 +113,7 @@ class QMPClient:
     when it refuses (with its words) or breaks the protocol; `version` is QEMU's own once negotiated.
     """
 
-    def __init__(self, connection: socket.socket, *, timeout_s: float) -> None:
+    def __init__(self, connection: _socket.socket, *, timeout_s: float) -> None:
         self.version = ""
         self._lines = JSONLines(connection, peer="QEMU")
         self._timeout_s = timeout_s

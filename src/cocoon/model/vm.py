@@ -245,7 +245,8 @@ class VMRecord(Value):
     """One VM as the store keeps it. Times are seconds since the epoch, 0 for never.
 
     `image_digest` is `sha256:<hex>` of the image's manifest or configuration; `uid` is the VM's own user and group.
-    `exit_reason` says how the last VMM ended, in words.
+    `exit_reason` says how the last VMM ended, in words; `exit_status` what the guest's command ended with (128 + n for
+    signal n), None while it runs and where nobody knows.
     """
 
     id: str
@@ -269,3 +270,4 @@ class VMRecord(Value):
     first_booted: bool
     exit_reason: str
     revision: int
+    exit_status: int | None = None

@@ -31,7 +31,10 @@ class RowChange(Value):
 
 
 class SetVMState(RowChange):
-    """The VM is in `state` now; in one that has no VMM its processes are forgotten. A VM that is gone is fine."""
+    """The VM is in `state` now; in one that has no VMM its processes are forgotten. A VM that is gone is fine.
+
+    What a step `note-exit` has found is its exit status then.
+    """
 
     change: ClassVar[str] = "vm-state"
     vm_id: str
@@ -44,8 +47,11 @@ class SetVMState(RowChange):
             return
         # In ERROR they stay: something of them may still be alive, and its name must not be lost.
         gone = {"processes": None, "protections": ()} if self.state in ENDED else {}
+        noted = getattr(outputs.get("note-exit"), "status", None)
+        status = vm.exit_status if noted is None else noted
         stopped_at = time.time() if self.state in (VMState.STOPPED, VMState.ERROR) else vm.stopped_at
-        transaction.put_vm(vm.replace(state=self.state, exit_reason=self.exit_reason, stopped_at=stopped_at, **gone))
+        changed = vm.replace(state=self.state, exit_reason=self.exit_reason, stopped_at=stopped_at, exit_status=status)
+        transaction.put_vm(changed.replace(**gone))
 
 
 class MarkRunning(RowChange):
@@ -72,6 +78,7 @@ class MarkRunning(RowChange):
                 started_at=now,
                 first_booted=True,
                 exit_reason="",
+                exit_status=None,
             )
         )
 

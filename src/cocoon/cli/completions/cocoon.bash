@@ -18,7 +18,7 @@ _cocoon() {
         case $word in
             --root-dir=*) state=("$word") ;;
             --*=*) ;;
-            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --name | --file | --reference | --platform | --entrypoint | --cmd | --env | --env-file | --workdir | --user | --checksum | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --publish | --network | --bridge | --nics | --hypervisor | --kernel | --volume | --password | --ssh-key | --user-data | --hostname | --tail | --timeout | -o | -o | -e | -w | -u | -m | -p | -v | -n) waiting=$word ;;
+            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --name | --file | --reference | --platform | --entrypoint | --cmd | --env | --env-file | --workdir | --user | --checksum | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --publish | --network | --bridge | --nics | --hypervisor | --kernel | --volume | --password | --ssh-key | --user-data | --hostname | --timeout | --signal | --tail | -o | -o | -e | -w | -u | -m | -p | -v | -s | -n) waiting=$word ;;
             -*) ;;
             *)
                 case "$route:$word" in
@@ -48,19 +48,29 @@ _cocoon() {
                     "network:inspect") route="network inspect" ;;
                     "network:list") route="network list" ;;
                     "network:rm") route="network rm" ;;
+                    "vm:attach") route="vm attach" ;;
                     "vm:console") route="vm console" ;;
+                    "vm:cp") route="vm cp" ;;
                     "vm:create") route="vm create" ;;
                     "vm:debug") route="vm debug" ;;
+                    "vm:exec") route="vm exec" ;;
                     "vm:inspect") route="vm inspect" ;;
+                    "vm:kill") route="vm kill" ;;
                     "vm:list") route="vm list" ;;
                     "vm:logs") route="vm logs" ;;
                     "vm:port") route="vm port" ;;
                     "vm:rm") route="vm rm" ;;
                     "vm:run") route="vm run" ;;
+                    "vm:shell") route="vm shell" ;;
                     "vm:start") route="vm start" ;;
                     "vm:stop") route="vm stop" ;;
+                    "vm:wait") route="vm wait" ;;
+                    ":attach") route="vm attach" ;;
+                    ":cp") route="vm cp" ;;
                     ":create") route="vm create" ;;
+                    ":exec") route="vm exec" ;;
                     ":images") route="image list" ;;
+                    ":kill") route="vm kill" ;;
                     ":logs") route="vm logs" ;;
                     ":ps") route="vm list" ;;
                     ":pull") route="image pull" ;;
@@ -68,8 +78,10 @@ _cocoon() {
                     ":rmi") route="image rm" ;;
                     ":tag") route="image tag" ;;
                     ":run") route="vm run" ;;
+                    ":shell") route="vm shell" ;;
                     ":start") route="vm start" ;;
                     ":stop") route="vm stop" ;;
+                    ":wait") route="vm wait" ;;
                     "vm:ls") route="vm list" ;;
                     "vm:ps") route="vm list" ;;
                     "image:ls") route="image list" ;;
@@ -127,27 +139,33 @@ _cocoon() {
             "network inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "network list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "network rm") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm attach") flags="--tty --no-stdin --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm console") flags="--escape-char --read-only --take --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm cp") flags="--follow-link --archive --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm create") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --bridge --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm debug") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --bridge --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm exec") flags="--env --env-file --workdir --user --interactive --tty --detach --timeout --list --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm kill") flags="--signal --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm logs") flags="--follow --tail --vmm --raw --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm port") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm rm") flags="--force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm run") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --bridge --nics --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --interactive --tty --detach --foreground --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm shell") flags="--env --env-file --workdir --user --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm start") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm stop") flags="--force --timeout --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm wait") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             *) flags="--config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
         esac
         kind=$flags
     else
         case $route in
-            "") choices="image kernel network vm completion gc doctor inspect version create images logs ps pull rm rmi tag run start stop port" ;;
+            "") choices="image kernel network vm completion gc doctor inspect version attach cp create exec images kill logs ps pull rm rmi tag run shell start stop wait port" ;;
             "image") choices="build export import inspect list pull rm tag ls save" ;;
             "kernel") choices="add default inspect list rm ls" ;;
             "network") choices="create inspect list rm ls" ;;
-            "vm") choices="console create debug inspect list logs port rm run start stop ls ps" ;;
+            "vm") choices="attach console cp create debug exec inspect kill list logs port rm run shell start stop wait ls ps" ;;
             "completion") kind="bash zsh fish" most=1 ;;
             "inspect") kind="vm" most=1 ;;
             "image build") kind="directory" most=1 ;;
@@ -162,16 +180,22 @@ _cocoon() {
             "kernel rm") kind="kernel" most=999 ;;
             "network inspect") kind="network" most=1 ;;
             "network rm") kind="network" most=999 ;;
+            "vm attach") kind="vm" most=2 ;;
             "vm console") kind="vm" most=1 ;;
+            "vm cp") kind="file" most=2 ;;
             "vm create") kind="image" most=1 ;;
             "vm debug") kind="image" most=1 ;;
+            "vm exec") kind="vm" most=1 ;;
             "vm inspect") kind="vm" most=1 ;;
+            "vm kill") kind="vm" most=999 ;;
             "vm logs") kind="vm" most=1 ;;
             "vm port") kind="vm" most=1 ;;
             "vm rm") kind="vm" most=999 ;;
             "vm run") kind="image" most=1 ;;
+            "vm shell") kind="vm" most=1 ;;
             "vm start") kind="vm" most=999 ;;
             "vm stop") kind="vm" most=999 ;;
+            "vm wait") kind="vm" most=999 ;;
         esac
         [[ -n $choices ]] && kind=$choices most=1
         ((count >= most)) && kind="none"

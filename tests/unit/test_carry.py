@@ -1,0 +1,164 @@
+"""Commands joined to our streams, with the guest's real agent on this host: what goes wrong on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import agent_scene
+from fixtures import PROJECT, clean_environment
+
+JOINED = """
+import socket, sys
+from cocoon.cli.joined import run_command
+from cocoon.cli.status import own_failures
+from cocoon.errors import CocoonError
+from cocoon.guest.channel import Channel
+from cocoon.guest.session import Command
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(sys.argv[1])
+options = dict(word.split("=", 1) for word in sys.argv[2].split(",") if word)
+timeout_s = float(options["timeout"]) if "timeout" in options else None
+try:
+    with Channel(connection, timeout_s=5) as channel:
+        command = Command(arguments=tuple(sys.argv[3:]), stdin="stdin" in options)
+        sys.exit(run_command(channel, command, timeout_s=timeout_s, name="box"))
+except BrokenPipeError:
+    sys.exit(141)
+except CocoonError as error:
+    sys.stderr.write(error.message + "\\n")
+    sys.exit(error.exit_status if error.exit_status > 128 else 125)
+"""
+
+
+@pytest.fixture(scope="module")
+def driver() -> str:
+    return agent_scene.build_driver()
+
+
+@pytest.fixture
+def agent(driver: str, tmp_path: Path) -> Iterator[agent_scene.Agent]:
+    with agent_scene.Agent(driver, tmp_path) as agent:
+        yield agent
+
+
+def joined(agent: agent_scene.Agent, *command: str, options: str = "", **streams) -> subprocess.Popen[bytes]:
+    """A process of ours that has run `command` in the guest and is joined to it."""
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    return subprocess.Popen(
+        [sys.executable, "-c", JOINED, agent.path, options, *command],
+        env=clean_environment(PYTHONPATH=str(PROJECT / "src")),
+        **streams,
+    )
+
+
+def test_streams_and_status(agent: agent_scene.Agent) -> None:
+    running = joined(agent, "sh", "-c", "echo out; echo err >&2; cat; exit 7", options="stdin=", stdin=subprocess.PIPE)
+    assert running.communicate(b"in", timeout=20) == (b"out\nin", b"err\n")
+    assert running.returncode == 7
+
+
+@pytest.mark.parametrize("target", ["file", "pipe"])
+def test_nothing_is_lost(agent: agent_scene.Agent, target: str, tmp_path: Path) -> None:
+    script = "head -c 2000000 /dev/urandom > $0; sha256sum < $0 >&2; cat $0"
+    with open(tmp_path / "out", "wb") as out:
+        running = joined(agent, "sh", "-c", script, f"{tmp_path}/data", **({"stdout": out} if target == "file" else {}))
+        said, errors = running.communicate(timeout=60)
+    data = (tmp_path / "out").read_bytes() if target == "file" else said
+    assert hashlib.sha256(data).hexdigest().encode() in errors and running.returncode == 0
+
+
+def test_a_full_disk_behind_our_output(agent: agent_scene.Agent) -> None:
+    with open("/dev/full", "wb") as full:
+        running = joined(agent, "sh", "-c", "while :; do echo x; done", stdout=full)
+        assert b"No space left" in running.communicate(timeout=20)[1]
+    assert running.returncode == 125
+
+
+def test_a_closed_output_is_nobodys(agent: agent_scene.Agent) -> None:
+    command = [sys.executable, "-c", JOINED, agent.path, "", "sh", "-c", "echo x; echo y; exit 3"]
+    script = 'exec "$@" >&-'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *command], env=clean_environment(PYTHONPATH=str(PROJECT / "src")), timeout=20
+    )
+    assert done.returncode == 3
+
+
+def test_a_stalled_reader_does_not_stall_the_other_output_or_the_signals(agent: agent_scene.Agent) -> None:
+    script = "yes flood & trap 'kill $!; echo caught >&2; exit 9' INT; echo ready >&2; while :; do sleep 0.1; done"
+    running = joined(agent, "sh", "-c", script)
+    assert running.stderr is not None and running.stderr.readline() == b"ready\n"
+    time.sleep(1)  # The pipe to us and the credit are full by now.
+    size = int(Path(f"/proc/{running.pid}/statm").read_text().split()[1]) * 4096
+    assert size < 64 << 20, "what nobody reads is not gathered here"
+    running.send_signal(signal.SIGINT)
+    assert running.stderr.readline() == b"caught\n"
+    assert running.stdout is not None and set(running.stdout.read().split()) == {b"flood"}
+    assert running.wait(timeout=20) == 9
+
+
+def test_the_second_interrupt_leaves(agent: agent_scene.Agent) -> None:
+    running = joined(agent, "sh", "-c", "trap '' INT; echo $$; exec sleep 100")
+    assert running.stdout is not None
+    pid = int(running.stdout.readline())
+    running.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=20) == 130
+    assert (
+        running.stderr is not None
+        and b"left it running in box; back to it: cocoon attach box 1" in running.stderr.read()
+    )
+    os.kill(pid, 0)
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_closed_terminal_hangs_up_on_the_command(agent: agent_scene.Agent) -> None:
+    running = joined(agent, "sh", "-c", "echo $$; exec sleep 100")
+    assert running.stdout is not None
+    pid = int(running.stdout.readline())
+    running.send_signal(signal.SIGHUP)
+    assert running.wait(timeout=20) == 129
+    deadline = time.monotonic() + 10
+    while pid in agent.children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert pid not in agent.children()
+
+
+def test_killed_without_a_word_the_command_ends_as_well(agent: agent_scene.Agent) -> None:
+    running = joined(agent, "sh", "-c", "echo $$; exec sleep 100")
+    assert running.stdout is not None
+    pid = int(running.stdout.readline())
+    running.kill()
+    running.wait()
+    deadline = time.monotonic() + 15
+    while pid in agent.children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert pid not in agent.children()
+
+
+def test_overdue(agent: agent_scene.Agent) -> None:
+    running = joined(
+        agent, "sh", "-c", "trap 'echo asked; exit 1' TERM; while :; do sleep 0.1; done", options="timeout=1"
+    )
+    said, errors = running.communicate(timeout=20)
+    assert running.returncode == 124 and said == b"asked\n" and b"longer than 1 s" in errors
+
+
+def test_a_guest_that_vanishes(agent: agent_scene.Agent) -> None:
+    running = joined(agent, "sh", "-c", "echo up; kill -STOP $PPID; sleep 100")
+    assert running.stdout is not None and running.stdout.readline() == b"up\n"
+    agent.process.kill()
+    assert running.wait(timeout=20) == 125
+    assert running.stderr is not None and b"has ended" in running.stderr.read()
+    agent.process.wait()
+    agent.process.poll = lambda: None  # type: ignore[method-assign]  # Killed by us: no complaint.
