@@ -68,6 +68,7 @@ def build_recipe(name: str) -> Path:
     inputs |= {Path(script) for script in recipe.scripts} | {guests / "shared" / f"build-{recipe.distribution}"}
     inputs |= {tools / "recipe_layout.py"}
     if recipe.agent:
+        inputs |= {path for path in (guests / "shared" / "agent").rglob("*") if path.is_file()}
         inputs |= {path for path in (PROJECT / "native" / "guest").iterdir() if path.suffix in (".c", ".h")}
     return build_once(f"recipe-{name}", list(inputs), [sys.executable, str(tools / "recipe_layout.py"), name])
 

@@ -27,8 +27,10 @@ ASK = (
     "echo files=$(ls /etc/systemd/network | tr '\\n' ' '); "
     "echo servers=$(resolvectl dns eth0); "
     "echo state=$(networkctl list eth0 --no-legend | awk '{ print $4 }'); "
+    "echo listening=$(ss -Hltun | awk '$5 !~ \"^(127|\\\\[::1)\"' | wc -l); "
     "echo root=$(grep ^root: /etc/shadow | cut -d: -f2); "
-    "echo failed=$(systemctl list-units --failed --no-legend | wc -l); "
+    "echo agent=$(systemctl is-active cocoon-agent); "
+    "echo failed=$(systemctl list-units --failed --no-legend --plain | awk '{ print $1 }'); "
     "echo END-$((MARK*1000))\r"
 )
 
@@ -88,7 +90,8 @@ def test_a_machine_of_the_recipe(debian: Cocoon) -> None:
         f"10-{nic['mac'].replace(':', '')}.network" for nic in nics
     )
     assert first["state"] == ["routable"]
-    assert first["root"] == ["*"] and first["failed"] == ["0"]
+    assert first["root"] == ["*"] and first["failed"] == [""]
+    assert first["agent"] == ["active"] and first["listening"] == ["0"]
     identities = {first["id"][0], alone["id"][0]}
     assert len(identities) == 2 and all(re.fullmatch("[0-9a-f]{32}", identity) for identity in identities)
     debian.run("vm", "rm", "--force", "alone")

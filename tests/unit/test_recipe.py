@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -105,11 +106,16 @@ def test_every_shipped_recipe_is_read() -> None:
         assert not any("ssh" in package for package in recipes[name].packages)
 
 
-def test_the_agent_is_laid(tmp_path: Path) -> None:
-    lay_files((), str(tmp_path / "tar"), agent=True)
-    with tarfile.open(tmp_path / "tar") as tar:
-        (program,) = tar.getmembers()
-        assert (program.name, program.mode, program.uid) == ("usr/local/sbin/cocoon-agent", 0o755, 0)
+def test_the_agent_comes_with_what_installs_it(tmp_path: Path) -> None:
+    recipe_build._copy_agent(str(tmp_path / "agent"))
+    assert os.access(tmp_path / "agent" / "program", os.X_OK) and (tmp_path / "agent" / "install").is_file()
+    root = tmp_path / "root"
+    (root / "usr/lib/systemd").mkdir(parents=True)
+    (root / "usr/lib/systemd/systemd").touch()
+    command = ["sh", str(tmp_path / "agent" / "install"), str(root), str(tmp_path / "agent" / "program")]
+    subprocess.run(command, check=True)
+    assert (root / "etc/systemd/system/multi-user.target.wants/cocoon-agent.service").resolve().is_file()
+    assert os.access(root / "usr/local/sbin/cocoon-agent", os.X_OK)
 
 
 def test_the_command_is_confined() -> None:

@@ -26,6 +26,8 @@ def _build(context: Context, call: Call) -> int:
     if not call.words:
         raise InvalidSpec("image build needs a recipe", hint="cocoon image build --list shows those that there are")
     recipe = find_recipe(call.words[0])
+    if call.is_on("agent"):
+        recipe = recipe.replace(agent=True)
     name = checked_reference(call.text("name", recipe.name))
     image = _made(context, recipe, name, quiet=call.is_on("quiet"))
     if context.json:
@@ -77,6 +79,7 @@ COMMANDS = {
         usage="[RECIPE]", most=1, completes="directory",
         options=(
             Option(name="name", value="NAME", default="the recipe's", help="Name of the image"),
+            Option(name="agent", help="Install cocoon's agent as a service of the image's init"),
             Option(name="list", help="Show the recipes that there are"),
             Option(name="quiet", short="q", help="Say nothing but the id"),
             OUTPUT,

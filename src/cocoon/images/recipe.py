@@ -6,7 +6,7 @@
     packages = ["iproute2", ...]          {arch} stands for the distribution's word for this machine
     files = ["files", "shared/..."]       directories laid over the root before the packages are configured
     scripts = ["finish", "shared/..."]    run inside the root, as root, once they are
-    agent = true                          cocoon's own program for the control channel, as /usr/local/sbin/cocoon-agent
+    agent = true                          cocoon's agent as a service of the image's own init (docs/protocol.md)
     [image]                               command, entrypoint, environment, working_dir, user, stop_signal
 
 A path is the recipe's own, or begins with `shared/`: then it is one of the parts that all shipped recipes have in

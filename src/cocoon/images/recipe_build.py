@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from cocoon.errors import CocoonError, CommandFailed, NotFound, Unsupported
 from cocoon.host.command import find_program, run, start
-from cocoon.host.files import host_fault, make_directory, remove_tree
+from cocoon.host.files import host_fault, make_directory, read_bounded, remove_tree
 from cocoon.images.recipe import SHARED, Recipe, guests_dir
 from cocoon.paths import LIBEXEC_DIR
 from cocoon.units import GIB, MIB, printable, render_size
@@ -29,7 +29,8 @@ ROOT_TAR = "root.tar"
 FILES_TAR = "files.tar"
 BUILD_TIMEOUT_S = 3600.0  # A slow mirror and an emulated machine; nobody waits longer for a root.
 FILE_BYTES = 32 * GIB  # Of the root as a tar, the largest file that is written.
-AGENT = "usr/local/sbin/cocoon-agent"
+AGENT = "agent"  # Among the shared parts, and in the build's directory.
+AGENT_PROGRAM = f"{LIBEXEC_DIR}/cocoon-init"
 MAX_LAID_BYTES = 1 * GIB  # Of the recipe's own files.
 MAX_LAID_FILES = 100_000
 MAX_SCRIPT_BYTES = 16 * MIB
@@ -108,8 +109,10 @@ def build_root(recipe: Recipe, build_dir: str, report: Callable[[str], None], *,
         raise NotFound(f"program {program} is not installed", hint=f"install {package}")
     for path in (build_dir, f"{build_dir}/scripts", f"{build_dir}/tmp"):
         make_directory(path)
-    lay_files(recipe.files, f"{build_dir}/{FILES_TAR}", agent=recipe.agent)
+    lay_files(recipe.files, f"{build_dir}/{FILES_TAR}")
     _copy_scripts(recipe.scripts, f"{build_dir}/scripts")
+    if recipe.agent:
+        _copy_agent(f"{build_dir}/{AGENT}")
     command = confine(build_command(recipe, build_dir, find_mirror(recipe)))
     environment = {name: os.environ[name] for name in PROXY_VARIABLES if os.environ.get(name)}
     voice = Voice(recipe.name, (lambda text: None) if quiet else report)
@@ -157,8 +160,8 @@ class Voice:
                     self._report(f"{self._name}: {phase.format(*match.groups())}")
 
 
-def lay_files(directories: tuple[str, ...], target: str, *, agent: bool = False) -> None:
-    """A tar of what is in `directories`, later ones over earlier ones, as the guest's root sees it; and the agent.
+def lay_files(directories: tuple[str, ...], target: str) -> None:
+    """A tar of what is in `directories`, later ones over earlier ones, as the guest's root sees it.
 
     All is root's; a file is 0644, or 0755 when it is executable; no dates. Raises CommandFailed for what is neither
     file, directory nor link, and HostFault.
@@ -168,8 +171,7 @@ def lay_files(directories: tuple[str, ...], target: str, *, agent: bool = False)
     total = 0
     try:
         with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
-            program = [(AGENT, f"{LIBEXEC_DIR}/cocoon-init")] if agent else []
-            for number, (name, path) in enumerate(_walk(directories) + program):
+            for number, (name, path) in enumerate(_walk(directories)):
                 entry = _entry(tar, name, path)
                 total += entry.size
                 if number >= MAX_LAID_FILES or total > MAX_LAID_BYTES:
@@ -213,17 +215,29 @@ def _walk(directories: tuple[str, ...]) -> list[tuple[str, str]]:
 
 def _copy_scripts(scripts: tuple[str, ...], directory: str) -> None:
     """Numbered, executable, in the order of the recipe."""
-    from cocoon.host.files import read_bounded
-
     for number, path in enumerate(scripts):
-        target = f"{directory}/{number:04}-{os.path.basename(path)}"
-        content = read_bounded(path, MAX_SCRIPT_BYTES)
-        try:
-            with open(target, "wb") as file:
-                file.write(content)
-            os.chmod(target, 0o755)
-        except OSError as error:
-            raise host_fault(f"write {target}", error) from error
+        _copy(path, f"{directory}/{number:04}-{os.path.basename(path)}")
+
+
+def _copy_agent(directory: str) -> None:
+    """The agent's program, and what installs it as a service of the init that is found; the build's script runs it."""
+    from shutil import copytree
+
+    try:
+        copytree(f"{guests_dir()}/{SHARED}/{AGENT}", directory)
+    except OSError as error:
+        raise host_fault(f"copy to {directory}", error) from error
+    _copy(AGENT_PROGRAM, f"{directory}/program")
+
+
+def _copy(source: str, target: str) -> None:
+    content = read_bounded(source, MAX_SCRIPT_BYTES)
+    try:
+        with open(target, "wb") as file:
+            file.write(content)
+        os.chmod(target, 0o755)
+    except OSError as error:
+        raise host_fault(f"write {target}", error) from error
 
 
 def remove_build(build_dir: str) -> None:

@@ -122,7 +122,7 @@ _cocoon() {
             "doctor") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "version") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "image build") flags="--name --list --quiet --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "image build") flags="--name --agent --list --quiet --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image export") flags="--file --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image import") flags="--reference --platform --entrypoint --cmd --env --env-file --workdir --user --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "image inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;

@@ -252,6 +252,7 @@ complete -c cocoon -n '__cocoon_at "inspect"' -s o -l output -d 'How to print th
 complete -c cocoon -n '__cocoon_at "inspect" 1' -f -a '(__cocoon_names vm)'
 complete -c cocoon -n '__cocoon_at "version"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
 complete -c cocoon -n '__cocoon_at "image build"' -l name -d 'Name of the image' -x
+complete -c cocoon -n '__cocoon_at "image build"' -l agent -d 'Install cocoons agent as a service of the images init'
 complete -c cocoon -n '__cocoon_at "image build"' -l list -d 'Show the recipes that there are'
 complete -c cocoon -n '__cocoon_at "image build"' -s q -l quiet -d 'Say nothing but the id'
 complete -c cocoon -n '__cocoon_at "image build"' -s o -l output -d 'How to print the result' -r -f -a 'table json'
