@@ -110,7 +110,7 @@ def measure(rounds: int) -> dict[str, float]:
         cocoon.environment["PYTHONPATH"] = str(PROJECT / "src")
         try:
             cocoon.run("kernel", "add", "--name", "debian", str(fixtures.fetch_kernel_deb()))
-            cocoon.run("image", "import", "busybox", str(fixtures.build_guest("busybox")))
+            cocoon.run("image", "import", "busybox", str(fixtures.build_busybox()))
             for _ in range(rounds):
                 took, kib = time_engine(cocoon)
                 engine.append(took)

@@ -4,7 +4,7 @@
 
     bench/pull.py [--rounds N] [--json]
 
-The registry is a real one on the loopback, the image the guests of the tests: two layers, 134 MB of gzip. In turn:
+The registry is a real one on the loopback, the image the guests of the tests: two layers of gzip, about 135 MB. In turn:
 `cocoon image pull` into an empty root directory, and `skopeo copy` followed by `mkfs.erofs -zlz4hc -C16384` of its
 layers, all at once, as the original does it. Needs root and `./check` or `./quickstart` to have run once. Exit status 1
 when ours takes more than a quarter of the time.
@@ -36,12 +36,12 @@ CONVERT = f'gunzip < "$1" | {MKFS} --quiet --tar=f -zlz4hc -C16384 -T0 "$2"'
 
 def build_image(directory: Path) -> Path:
     """An OCI layout of the layers of two guests, gzipped."""
-    tars = [max((fixtures.build_guest(name) / "blobs" / "sha256").iterdir(), key=size_of) for name in GUESTS]
+    tars = [max((fixtures.build_recipe(name) / "blobs" / "sha256").iterdir(), key=size_of) for name in GUESTS]
     layers = [image_scene.Layer(path.read_bytes()) for path in tars]
     return image_scene.make_oci_layout(directory, layers)
 
 
-GUESTS = ("kernel", "debian")
+GUESTS = ("debian-12", "debian")
 
 
 def size_of(path: Path) -> int:
