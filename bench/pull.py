@@ -4,7 +4,7 @@
 
     bench/pull.py [--rounds N] [--json]
 
-The registry is a real one on the loopback, the image the guests of the tests: two layers of gzip, about 135 MB. In turn:
+The registry is a real one on the loopback, the image two guests of the tests, a layer of gzip each: 135 MB. In turn:
 `cocoon image pull` into an empty root directory, and `skopeo copy` followed by `mkfs.erofs -zlz4hc -C16384` of its
 layers, all at once, as the original does it. Needs root and `./check` or `./quickstart` to have run once. Exit status 1
 when ours takes more than a quarter of the time.
