@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cocoon.config import Config
+from cocoon.engine import image as verbs
 from cocoon.oci.manifest import host_platform
+from cocoon.plan.recover import recover
 from cocoon.plan.world import World
 from cocoon.store.store import Store
 
@@ -180,6 +182,32 @@ def inventory(world: World) -> dict[str, list[str]]:
         for name in ("blobs", "boot", "work", "operations")
     }
     return {**rows, **files}
+
+
+def open_again(cocoon) -> World:
+    """What the next command does first."""
+    world = make_world(cocoon.root)
+    recover(world)
+    verbs.list_images(world)
+    return world
+
+
+def at_once(work: Callable[[int], None], count: int = 3) -> None:
+    """`work(0)` to `work(count - 1)`, each in a thread; the first problem of any of them is raised."""
+    problems: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems, problems[0]
 
 
 NOTHING = {

@@ -8,7 +8,8 @@ root_dir/  state.db state.lock store-id     the store
                                             cow.raw, config.img; or of a cloud image overlay.qcow2, seed.img,
                                             firmware-variables.fd
            work/<operation id>/             whatever is not finished yet
-           parts/<layer sha256>.part        what was fetched of a layer; .lock: of whoever makes it (images/parts.py)
+           parts/<sha256>.part              what was fetched of a layer (images/parts.py), or of the URL with this hash
+                                            (cloudimg/partial.py); .lock: of whoever makes it
            operations/<id>.lock             held while the owner of an operation lives
 run_dir/   vms/<id>/                        vm.lock alive.lock console.sock shim.sock channel-N.lock
 log_dir/   vms/<id>/                        console.log console.log.1 vmm.log vmm.log.1

@@ -7,17 +7,15 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from cocoon.engine import image as verbs
-from cocoon.plan.recover import recover
 from disk_scene import MIB, is_same_disk, make_disk, make_raw
 from disk_server import file_server
-from image_scene import NOTHING, inventory, make_world
+from image_scene import NOTHING, at_once, inventory, make_world, open_again
 
 ASSEMBLE = [
     "image.disk:fetched", "image.disk:converted", "image.disk:published", "image.make:1-assemble.after",
@@ -37,14 +35,6 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def disk(raw: Path) -> Path:
     return make_disk(raw, raw.with_name("disk.qcow2"))
-
-
-def open_again(cocoon):
-    """What the next command does first."""
-    world = make_world(cocoon.root)
-    recover(world)
-    verbs.list_images(world)
-    return world
 
 
 def die(cocoon, point: str, action: str, *arguments: str) -> None:
@@ -132,25 +122,16 @@ def test_a_signal_while_qemu_img_works(cocoon, tmp_path: Path, number: signal.Si
 
 def test_imports_and_removals_in_turns(cocoon, raw: Path, disk: Path) -> None:
     """Two forms of one disk share a base: whoever wins, every row has its file, and in the end nothing is left."""
-    problems: list[BaseException] = []
 
     def work(number: int) -> None:
         own = make_world(cocoon.root)
         for turn in range(5):
-            try:
-                image = verbs.import_image(own, f"disk{number}", str((raw, disk)[turn % 2]))
-                assert os.path.isfile(own.paths.base_disk(image.disk.blob))
-                if (turn + number) % 2:
-                    verbs.remove_image(own, f"disk{number}")
-            except BaseException as error:
-                problems.append(error)
+            image = verbs.import_image(own, f"disk{number}", str((raw, disk)[turn % 2]))
+            assert os.path.isfile(own.paths.base_disk(image.disk.blob))
+            if (turn + number) % 2:
+                verbs.remove_image(own, f"disk{number}")
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not problems
+    at_once(work)
     world = make_world(cocoon.root)
     for row in verbs.list_images(world):
         assert is_same_disk(world.paths.base_disk(row.image.disk.blob), raw)

@@ -12,8 +12,18 @@ from pathlib import Path
 import pytest
 
 from cocoon.engine import image as verbs
-from cocoon.plan.recover import recover
-from image_scene import NOTHING, FakeImage, Layer, inventory, lying_registry, make_oci_layout, make_tar, make_world
+from image_scene import (
+    NOTHING,
+    FakeImage,
+    Layer,
+    at_once,
+    inventory,
+    lying_registry,
+    make_oci_layout,
+    make_tar,
+    make_world,
+    open_again,
+)
 
 BASE = Layer(make_tar([("./", b""), ("a", b"a" * 100_000)]))
 BOOT = Layer(make_tar([("boot/vmlinuz-1", b"K" * 5000), ("boot/initrd.img-1", b"I" * 5000)]))
@@ -27,14 +37,6 @@ BEFORE_COMMIT = [
 @pytest.fixture
 def layout(tmp_path: Path) -> Path:
     return make_oci_layout(tmp_path / "layout", [BASE, BOOT])
-
-
-def open_again(cocoon):
-    """What the next command does first."""
-    world = make_world(cocoon.root)
-    recover(world)
-    verbs.list_images(world)
-    return world
 
 
 @pytest.mark.parametrize("point", ["image.make:lock", *BEFORE_COMMIT])
@@ -152,25 +154,16 @@ def test_death_in_a_removal_leaves_nothing(cocoon, layout: Path, point: str) -> 
 def test_pulls_and_removals_in_turns(cocoon, layout: Path) -> None:
     """Whoever wins, every row has its file and no file is without a row in the end."""
     world = make_world(cocoon.root)
-    problems: list[BaseException] = []
 
     def work(number: int) -> None:
         own = make_world(cocoon.root)
         for turn in range(6):
-            try:
-                image = verbs.import_image(own, f"app{number}", str(layout))
-                assert all(os.path.isfile(own.paths.blob(layer.blob)) for layer in image.layers)
-                if (turn + number) % 2:
-                    verbs.remove_image(own, f"app{number}")
-            except BaseException as error:
-                problems.append(error)
+            image = verbs.import_image(own, f"app{number}", str(layout))
+            assert all(os.path.isfile(own.paths.blob(layer.blob)) for layer in image.layers)
+            if (turn + number) % 2:
+                verbs.remove_image(own, f"app{number}")
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not problems
+    at_once(work)
     for image in verbs.list_images(world):
         for layer in image.image.layers:
             assert os.path.isfile(world.paths.blob(layer.blob))
