@@ -202,6 +202,8 @@ def test_another_checksum_than_the_known_one(world, server: FileServer, disk: by
     verbs.pull_image(world, pinned(url, disk))
     with pytest.raises(Corrupt, match="as it should"):
         verbs.pull_image(world, f"{url}#sha256={'1' * 64}")
+    with pytest.raises(Corrupt, match="as it should"):
+        verbs.pull_image(world, url, options=PullOptions(checksum=f"sha256:{'2' * 64}"))
     assert inventory(world)["images"] == [url]
 
 

@@ -15,10 +15,10 @@ import threading
 
 from cocoon.errors import CocoonError, Corrupt, HostFault
 from cocoon.host.files import host_fault, remove_file
+from cocoon.images.parts import SUFFIX
 from cocoon.units import KIB, MIB
 from cocoon.value import Value, from_plain, to_plain
 
-SUFFIX, LOCK_SUFFIX = ".part", ".lock"  # As those of layers (images/parts.py).
 STATE_BYTES = 16 * KIB
 SAVE_BYTES = 32 * MIB
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

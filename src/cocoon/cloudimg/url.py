@@ -61,17 +61,15 @@ def parse_url(text: str) -> DiskURL:
 
 
 def find_expected(disk: DiskURL, wanted: str, client: Client, *, report: Callable[[str], None]) -> Checksum | None:
-    """What the disk must hash to; `wanted` is what --checksum says, or "". None when nothing vouches for it.
+    """What the disk must hash to; `wanted` is the URL of a checksum file, or "". None when nothing vouches for it.
 
     Raises InvalidSpec for plain http without a checksum, NotFound, Corrupt, APIFailed, Timeout. Over https the lack of
     one is reported.
     """
     if disk.checksum is not None:
         return disk.checksum
-    if is_url(wanted):
-        return _fetch(client, wanted.partition("#")[0], disk.file_name)
     if wanted:
-        return parse_checksum(wanted)
+        return _fetch(client, wanted.partition("#")[0], disk.file_name)
     if not disk.is_safe:
         raise InvalidSpec(
             f"nothing vouches for {printable(disk.url, 200)}: plain http, and no checksum",

@@ -40,9 +40,12 @@ def pull_disk(
     asked for. Raises InvalidSpec (no URL, nothing vouches for it), NotFound, APIFailed, Timeout, Corrupt, Unsupported,
     HostFault, Interrupted.
     """
-    from cocoon.cloudimg.url import parse_url
+    from cocoon.cloudimg.checksums import parse_checksum
+    from cocoon.cloudimg.url import is_url, parse_url
 
     disk = parse_url(text)
+    if checksum and not is_url(checksum) and disk.checksum is None:
+        disk = disk.replace(checksum=parse_checksum(checksum))
     known = None if force else _find_whole(world, disk)
     if known is not None:
         return known
@@ -86,8 +89,9 @@ def _find_whole(world: World, disk: DiskURL) -> Image | None:
 @contextmanager
 def _turn(world: World, url: str) -> Iterator[None]:
     """One command at a time fetches a URL; the others wait, and say so."""
-    from cocoon.cloudimg.partial import LOCK_SUFFIX, part_stem
+    from cocoon.cloudimg.partial import part_stem
     from cocoon.host.locks import lock, try_lock
+    from cocoon.images.parts import LOCK_SUFFIX
 
     path = f"{part_stem(world.paths.parts, url)}{LOCK_SUFFIX}"
     held = try_lock(path)
