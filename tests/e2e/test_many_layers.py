@@ -43,7 +43,7 @@ def test_every_layer_a_disk_and_then_merged(
 ) -> None:
     shared_cocoon.run("image", "import", "many", str(layout))
     small = ("--cpu", "1", "--memory", "256M", "--storage", "64M", "--nics", "0")
-    shared_cocoon.run("run", "--name", "wide", *small, "many", "sh", "-c", PROOF)
+    shared_cocoon.run("run", "-d", "--name", "wide", *small, "many", "sh", "-c", PROOF)
     wanted = {"top": "126", "each": "126", "gone": "40", "opaque": "64", "layers": "130", "last": "vdeb"}
     facts = proved(shared_cocoon.wait_for_log("wide", "END"))
     assert {key: facts.get(key) for key in wanted} == wanted
