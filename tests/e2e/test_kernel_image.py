@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,16 +22,21 @@ def test_an_image_with_its_own_kernel_boots_it_and_shuts_down_when_asked(
     # With so many layers that the guest's script would take minutes to find them: some are merged.
     layout = add_layers(kernel_image, tmp_path / "layout", more_layers(30))
     reference = registry.push(layout, "debian-vm:13")
-    small = ("--cpu", "2", "--memory", "512M", "--storage", "1G")
+    small = ("--cpu", "2", "--memory", "512M", "--storage", "1G", "--data-disk", "size=16M,name=db,mount=/srv/db")
     done = cocoon.run("run", "--name", "whole", *small, reference, timeout=300)
     assert f"image {reference} has 31 layers: the lowest 16 are merged, once" in done.stderr
     log = cocoon.wait_for_log("whole", "guest: up", timeout=240)
     assert "guest: host name whole, address 10.88.0." in log
     record = cocoon.json("vm", "inspect", "whole")
     assert record["boot"]["kernel"] == ""
-    assert [disk["role"] for disk in record["disks"]] == ["layer"] * OWN_KERNEL_LAYERS + ["cow"]
+    assert [disk["role"] for disk in record["disks"]] == ["layer"] * OWN_KERNEL_LAYERS + ["cow", "data"]
     assert "boot=cocoon-overlay" in record["kernel_cmdline"]
+    assert " cocoon.data=db:/srv/db:ext4 " in record["kernel_cmdline"]
     cocoon.run("vm", "stop", "--timeout", "90", "whole", timeout=150)
+    # Its overlay script has mounted the data disk.
+    disk = record["disks"][-1]["path"]
+    said = subprocess.run(["dumpe2fs", "-h", disk], check=True, capture_output=True, text=True).stdout
+    assert re.search(r"^Mount count: +1$", said, re.MULTILINE), said
     # The agent asked systemd: it said so, and the VMM ended by itself.
     log = cocoon.run("vm", "logs", "whole").stdout
     assert "Power-Off" in log or "power" in log.lower()

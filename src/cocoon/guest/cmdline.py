@@ -120,6 +120,6 @@ def _join(words: list[str]) -> str:
     if length > MAX_CMDLINE_BYTES:
         raise InvalidSpec(
             f"the kernel command line of {length} bytes is longer than the kernel reads ({MAX_CMDLINE_BYTES})",
-            hint="use fewer layers or network interfaces",
+            hint="use fewer layers, data disks or network interfaces",
         )
     return text
