@@ -76,6 +76,7 @@ def honest_frames(guest: Guest, peer: Guest) -> list[bytes]:
         scene.ethernet(me.mac, other.mac, IPV6, scene.ipv6(local, other.address6, scene.udp(5, 6, b"hello"))),
         scene.ethernet(me.mac, BROADCAST, IPV4, scene.ipv4(me.address, "255.255.255.255", scene.udp(68, 67, b"ask"))),
         scene.ethernet(me.mac, other.mac, IPV6, _advert(me.address6, me.address6, other.address6)),
+        scene.ethernet(me.mac, other.mac, IPV6, _is_it_free(me.address6)),
     ]
 
 
@@ -83,6 +84,11 @@ def _advert(target: str, source: str, destination: str = ROUTERS) -> bytes:
     """A neighbour advertisement: `source` says that `target` is at its MAC."""
     body = bytes(4) + socket.inet_pton(socket.AF_INET6, target)
     return scene.ipv6(source, destination, scene.icmpv6(136, body), header=58)
+
+
+def _is_it_free(target: str) -> bytes:
+    """What a host asks before it takes an address, and gives it up when another asks the same."""
+    return scene.ipv6("::", ROUTERS, scene.icmpv6(135, bytes(4) + socket.inet_pton(socket.AF_INET6, target)), header=58)
 
 
 def forgeries(guest: Guest, peer: Guest, dice: random.Random) -> list[Callable[[], bytes]]:
@@ -108,6 +114,7 @@ def forgeries(guest: Guest, peer: Guest, dice: random.Random) -> list[Callable[[
         frame(IPV4, scene.ipv4(me.address, "127.0.0.1", data)),
         frame(IPV4, scene.ipv4(me.address, "255.255.255.255", scene.udp(67, 68, b"offer"))),
         frame(ARP, scene.arp(OTHER_MAC, me.address, other.address)),
+        frame(ARP, scene.arp(me.mac, "0.0.0.0", other.address)),
         frame(ARP, scene.arp(me.mac, me.gateway, other.address, reply=True)),
         frame(ARP, scene.arp(me.mac, stranger, other.address)),
         frame(ARP, scene.arp(other.mac, other.address, me.gateway, reply=True), other.mac),
@@ -119,6 +126,8 @@ def forgeries(guest: Guest, peer: Guest, dice: random.Random) -> list[Callable[[
         frame(IPV6, scene.ipv6(router, ROUTERS, OPTIONS + scene.icmpv6(134, bytes(12)), header=60)),
         frame(IPV6, _advert(other.address6, me.address6)),
         frame(IPV6, _advert(me.gateway6, me.address6)),
+        frame(IPV6, _is_it_free(other.address6)),
+        frame(IPV6, scene.ipv6(me.address6, "fd00:ec2::254", data)),
         frame(IPV6, scene.ipv6(me.address6, other.address6, scene.udp(547, 546, b"reply"))),
         frame(VLAN, b"\0\x05" + b"\x08\0" + scene.ipv4(stranger, other.address, data)),
         frame(VLAN, b"\0\x05" + b"\x08\0" + plain),
@@ -208,7 +217,8 @@ def test_guests_of_an_isolated_network_do_not_reach_one_another(tmp_path: Path) 
         assert gateway is not None
         packet = scene.ipv4(guest.nic.address, peer.nic.address, scene.udp(5, 6, b"round"))
         guest.send(scene.ethernet(guest.nic.mac, gateway.mac, IPV4, packet))
-        assert [frame for frame in peer.receive() if guest.nic.address.encode() in frame or b"round" in frame] == []
+        sender = scene.mac(guest.nic.mac)
+        assert [frame for frame in peer.receive() if frame[6:12] == sender or b"round" in frame] == []
         question = scene.arp(guest.nic.mac, guest.nic.address, guest.nic.gateway)
         guest.send(scene.ethernet(guest.nic.mac, BROADCAST, ARP, question))
         answers = [frame for frame in guest.receive() if frame[12:14] == b"\x08\x06"]

@@ -50,7 +50,7 @@ class NetworkMaker:
         self._is_main = world.paths.root_dir == DEFAULT_ROOT_DIR
         self._wanted = world.config.subnet
         self._cni_dir = world.config.cni_conf_dir
-        self._taken = [route.destination for route in routes(socket.AF_INET) if route.destination]
+        self._taken = [route.destination for route in routes(socket.AF_INET) if not route.is_default]
 
     def resolve(self, transaction: Transaction, name: str) -> Network:
         """The network of this name; the default one is made when it is not there. Raises NotFound, InvalidState."""
@@ -89,8 +89,12 @@ class NetworkMaker:
 
 
 def describe_bridge(name: str) -> Network:
-    """The network that a bridge of the host's is. Raises NotFound, InvalidSpec (it is another kind of interface)."""
+    """The network that a bridge of the host's is.
+
+    Raises NotFound, InvalidSpec (it is another kind of interface, or the bridge of one of our own networks).
+    """
     from cocoon.host.netlink import find_link
+    from cocoon.network.steps import ALIAS
 
     link = find_link(name)
     if link is None:
@@ -99,6 +103,10 @@ def describe_bridge(name: str) -> Network:
         raise InvalidSpec(
             f"{printable(name)} is no bridge but {link.kind or 'hardware'}", hint="ip link show type bridge"
         )
+    if link.alias.startswith(ALIAS):
+        # Its guests' addresses are known and checked; those of a LAN are not.
+        ours = link.alias.removeprefix(ALIAS)
+        raise InvalidSpec(f"{name} is the bridge of network {printable(ours)}", hint=f"--network {printable(ours)}")
     return Network(
         name=name, provider="bridge", subnet="", subnet6="", mtu=link.mtu, isolated=False, bridge=name, created_at=0.0
     )

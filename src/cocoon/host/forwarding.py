@@ -24,9 +24,7 @@ def forward_ipv4(bridge: str) -> None:
     HostFault.
     """
     names = {link.index: link.name for link in links()}
-    uplinks = {
-        names[route.device] for route in routes(socket.AF_INET) if not route.destination and route.device in names
-    }
+    uplinks = {names[route.device] for route in routes(socket.AF_INET) if route.is_default and route.device in names}
     for name in (bridge, *sorted(uplinks)):
         _switch(f"ipv4/conf/{name}/forwarding", "1")
     _switch(f"ipv4/conf/{bridge}/route_localnet", "1")
@@ -51,6 +49,11 @@ def disable_ipv6(*interfaces: str) -> None:
     for which in interfaces or ("all", "default"):
         if os.path.exists(f"{ROOT}/ipv6/conf/{which}/disable_ipv6"):
             _switch(f"ipv6/conf/{which}/disable_ipv6", "1")
+
+
+def speaks_ipv6(interface: str) -> bool:
+    """Whether it may have IPv6 addresses: neither a kernel without IPv6 nor one where it is turned off gives it any."""
+    return _read(f"ipv6/conf/{interface}/disable_ipv6") == "0"
 
 
 def _read(name: str) -> str:

@@ -18,6 +18,8 @@ from cocoon.value import Value
 
 RECEIVE_BYTES = 256 * 1024
 TIMEOUT_S = 10.0
+IFNAMSIZ = 16
+LEAST_PREFIX = 8  # What is shorter is a part of a default route: VPNs put two halves or four quarters over it.
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
@@ -57,6 +59,11 @@ class Route(Value):
 
     destination: str
     device: int
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it leads to the world, not to a network: the default route, or a part that stands for it."""
+        return not self.destination or int(self.destination.partition("/")[2]) < LEAST_PREFIX
 
 
 def make_bridge(name: str, *, mtu: int = 0) -> None:
@@ -124,7 +131,9 @@ def add_address(index: int, address: str, prefix: int, *, what: str) -> None:
 
 
 def find_link(name: str) -> Link | None:
-    """The interface called `name` here, or None. Raises HostFault."""
+    """The interface called `name` here, or None, also when none can have that name. Raises HostFault."""
+    if len(os.fsencode(name)) >= IFNAMSIZ:
+        return None
     try:
         answers = _exchange(
             RTM_GETLINK, _link_header() + _text(IFLA_IFNAME, name), flags=NLM_F_ACK, what=f"interface {name}"
@@ -171,7 +180,7 @@ def _attribute(kind: int, data: bytes) -> bytes:
 
 
 def _text(kind: int, text: str) -> bytes:
-    return _attribute(kind, text.encode() + b"\0")
+    return _attribute(kind, os.fsencode(text) + b"\0")
 
 
 def _number(kind: int, number: int) -> bytes:

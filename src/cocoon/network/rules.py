@@ -19,6 +19,7 @@ from cocoon.model.vm import NIC
 from cocoon.network.addressing import inner_name, link_local_address
 
 TABLE = "cocoon"
+METADATA6 = ("fd00:ec2::254", "fd20:ce::254")  # Where clouds (EC2, Google's) answer by IPv6: no link-local addresses.
 
 
 def render_fences(nics: Iterable[NIC]) -> str:
@@ -26,10 +27,15 @@ def render_fences(nics: Iterable[NIC]) -> str:
 
     An `fwd to` ends a line of its own: nft's grammar wants it so in a file.
     """
-    lines = [f"table netdev {TABLE}", f"delete table netdev {TABLE}", f"table netdev {TABLE} {{"]
+    lines = [f"table netdev {TABLE} {{"]
     for nic in nics:
         lines += _from_guest(nic) + _to_guest(nic)
-    return "\n".join([*lines, "}", ""])
+    return render_fences_removal() + "\n".join([*lines, "}", ""])
+
+
+def render_fences_removal() -> str:
+    """Takes the rules of a VM's namespace away, whether or not they are there."""
+    return f"table netdev {TABLE}\ndelete table netdev {TABLE}\n"
 
 
 def _from_guest(nic: NIC) -> list[str]:
@@ -48,13 +54,15 @@ def _from_guest(nic: NIC) -> list[str]:
 
 
 def _from_ipv4(nic: NIC) -> list[str]:
-    """Nothing to link-local addresses: the metadata service of a cloud answers there. No DHCP server."""
+    """Nothing to link-local addresses: the metadata service of a cloud answers there. No DHCP server, and no questions
+    whether another's address is free: whoever asks that at the same time would give it up (RFC 5227, 2.1.1)."""
     lines = [
         "    ip daddr { 127.0.0.0/8, 169.254.0.0/16 } drop",
         "    udp sport 67 drop",
     ]
     if nic.address:  # 0.0.0.0 asks whether an address is free.
         lines.append(f"    ether type arp arp saddr ip != {{ 0.0.0.0, {nic.address} }} drop")
+        lines.append(f"    ether type arp arp saddr ip 0.0.0.0 arp daddr ip != {nic.address} drop")
         lines.append(f"    ether type ip ip saddr != {nic.address} drop")
     else:
         lines.append("    ether type ip ip saddr { 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4 } drop")
@@ -62,17 +70,25 @@ def _from_ipv4(nic: NIC) -> list[str]:
 
 
 def _from_ipv6(nic: NIC) -> list[str]:
-    """Only the addresses that are the guest's; no router advertisements, redirects, or answers for another's.
+    """Only the addresses that are the guest's; no router advertisements, redirects, answers for another's, or questions
+    whether that is free. Where its addresses are unknown it makes its own (RFC 4862), and they are not checked.
 
-    An answer's target is 8 bytes into its header (RFC 4861, 4.4); nft 1.0.6 has no name for it.
+    The target is 8 bytes into the header of both (RFC 4861, 4.3 and 4.4); nft 1.0.6 has no name for it.
     """
-    own = [link_local_address(nic.mac), *([nic.address6] if nic.address6 else [])]
-    allowed = ", ".join(["::", *own])
-    return [
-        f"    ether type ip6 ip6 saddr != {{ {allowed} }} drop",
+    lines = [
+        f"    ip6 daddr {{ {', '.join(METADATA6)} }} drop",
         "    icmpv6 type { nd-router-advert, nd-redirect } drop",
-        f"    icmpv6 type nd-neighbor-advert {' '.join(f'@th,64,128 != {_hex(address)}' for address in own)} drop",
         "    udp sport 547 drop",
+    ]
+    if not (nic.address or nic.address6):
+        return ["    ether type ip6 ip6 saddr { ::1, ff00::/8 } drop", *lines]
+    own = [link_local_address(nic.mac), *([nic.address6] if nic.address6 else [])]
+    others = " ".join(f"@th,64,128 != {_hex(address)}" for address in own)
+    return [
+        f"    ether type ip6 ip6 saddr != {{ {', '.join(['::', *own])} }} drop",
+        *lines,
+        f"    icmpv6 type nd-neighbor-advert {others} drop",
+        f"    ip6 saddr :: icmpv6 type nd-neighbor-solicit {others} drop",
     ]
 
 

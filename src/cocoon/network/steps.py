@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar
 
-from cocoon.errors import AlreadyExists, NotFound
+from cocoon.errors import AlreadyExists, InvalidState, NotFound
 from cocoon.host import forwarding, netlink, netns, nft, tap
 from cocoon.model.network import Network
 from cocoon.network.addressing import address6, gateway_address, mac_address
 from cocoon.network.publish import Element, elements_of, published_nic, render_addition, render_deletion
-from cocoon.network.rules import render_network, render_removal, table_name
+from cocoon.network.rules import TABLE, render_fences_removal, render_network, render_removal, table_name
 from cocoon.plan.step import Step
 from cocoon.units import parse_subnet
 from cocoon.value import Value
 
 if TYPE_CHECKING:
     from cocoon.plan.world import World
+
+
+ALIAS = "cocoon network "
 
 
 class MakeNetns(Step):
@@ -69,7 +72,7 @@ class EnsureBridge(Step):
         )
 
     def apply(self, world: World) -> Value | None:
-        """Raises HostFault."""
+        """Raises InvalidState when an interface of that name is somebody else's, HostFault."""
         network, what = self.network, f"bridge {self.network.bridge}"
         bridge = netlink.find_link(network.bridge)
         if bridge is None:
@@ -80,12 +83,20 @@ class EnsureBridge(Step):
             bridge = netlink.find_link(network.bridge)
         if bridge is None:
             raise NotFound(f"{what} of network {network.name} vanished while it was made", hint="try again")
+        if not is_bridge_of(bridge, network):
+            raise InvalidState(
+                f"interface {network.bridge} is none of cocoon's, and network {network.name} needs the name",
+                hint=f"rename that one: ip link set {network.bridge} down name NAME",
+            )
+        speaks_ipv6 = forwarding.speaks_ipv6(network.bridge)
         for address, prefix in self._addresses():
+            if ":" in address and not speaks_ipv6:
+                continue  # This host has IPv6 turned off; that is no reason to be without a network.
             netlink.add_address(bridge.index, address, prefix, what=what)
         if not bridge.is_up:
-            netlink.set_up(network.bridge, mac=self._mac(), alias=f"cocoon network {network.name}")
+            netlink.set_up(network.bridge, mac=self._mac(), alias=bridge_alias(network.name))
         forwarding.forward_ipv4(network.bridge)
-        if network.subnet6:
+        if network.subnet6 and speaks_ipv6:
             forwarding.forward_ipv6(network.bridge)
         # Each time: whoever flushes the host's ruleset takes ours along, and the next VM brings it back.
         nft.load_rules(render_network(network) + self._gates(world))
@@ -122,13 +133,26 @@ class RemoveBridge(Step):
         return (f"ip link delete {self.network.bridge}", f"nft -f - <<'END'\n{render_removal(self.network)}END")
 
     def apply(self, world: World) -> Value | None:
-        """Raises HostFault. Absent is fine."""
-        netlink.delete_link(self.network.bridge)
+        """Raises HostFault. Absent is fine; somebody else's interface of that name is left alone."""
+        bridge = netlink.find_link(self.network.bridge)
+        if bridge is not None and is_bridge_of(bridge, self.network):
+            netlink.delete_link(self.network.bridge)
         nft.load_rules(render_removal(self.network))
         return None
 
     def undo(self, world: World) -> None:
         """Nothing: a removal is finished, never undone."""
+
+
+def bridge_alias(network: str) -> str:
+    """The alias by which a bridge of the engine's own is known."""
+    return f"{ALIAS}{network}"
+
+
+def is_bridge_of(link: netlink.Link, network: Network) -> bool:
+    """Whether it is this network's bridge; one that is down and has no alias is ours and half made."""
+    alias = bridge_alias(network.name) if link.is_up or link.alias else ""
+    return link.kind == "bridge" and link.alias == alias
 
 
 class AttachLink(Step):
@@ -227,7 +251,10 @@ class MakeTap(Step):
         return None
 
     def undo(self, world: World) -> None:
-        """Nothing: the TAP goes with its namespace, and no plan makes the one without the other."""
+        """Removes the TAP: a namespace that is kept must not lead to one that nobody reads."""
+        if netns.netns_exists(self.netns):
+            with netns.inside_netns(self.netns):
+                netlink.delete_link(self.name)
 
 
 class LoadFences(Step):
@@ -247,7 +274,7 @@ class LoadFences(Step):
         return None
 
     def undo(self, world: World) -> None:
-        """Nothing: the rules go with the namespace."""
+        """Nothing: without the TAP they lead nowhere, and they go with the namespace or are replaced."""
 
 
 class OpenGates(Step):
@@ -300,14 +327,14 @@ def close_gates(table: str, elements: tuple[Element, ...]) -> None:
 
 
 class Unplug(Step):
-    """The TAPs and the rules of a VM's namespace go; the rest of it stays."""
+    """The TAPs and our rules in a VM's namespace go; the rest of it, and what plugins have put there, stays."""
 
     step: ClassVar[str] = "unplug"
     netns: str
     taps: tuple[str, ...]
 
     def describe(self) -> tuple[str, ...]:
-        rules = f"ip netns exec {self.netns} nft flush ruleset"
+        rules = f"ip netns exec {self.netns} nft delete table netdev {TABLE}"
         return (rules, *(f"ip -n {self.netns} link delete {name}" for name in self.taps))
 
     def apply(self, world: World) -> Value | None:
@@ -315,7 +342,7 @@ class Unplug(Step):
         if not netns.netns_exists(self.netns):
             return None
         with netns.inside_netns(self.netns):
-            nft.load_rules("flush ruleset\n")
+            nft.load_rules(render_fences_removal())
             for name in self.taps:
                 netlink.delete_link(name)
         return None
