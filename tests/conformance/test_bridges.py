@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 import network_scene as scene
-from cocoon.engine.network import describe_bridge
+from cocoon.engine.network import REMOVAL, NetworkMaker, NetworkSpec, describe_bridge
 from cocoon.errors import InvalidSpec, InvalidState, NotFound
 from cocoon.host import netlink, netns, nft
 from cocoon.model.network import Network
 from cocoon.network.rules import render_removal
-from cocoon.network.steps import EnsureBridge, RemoveBridge, Unplug
+from cocoon.network.steps import EnsureBridge, MakeTap, RemoveBridge, Unplug
+from cocoon.plan.execute import execute
+from cocoon.plan.plan import Plan
 from cocoon.plan.world import World
 
 
@@ -90,3 +92,35 @@ def test_what_plugins_have_put_into_a_namespace_stays_at_a_stop(world: World, ne
         assert netlink.find_link(guest.nic.tap) is None
     guest.close()
     assert left == "table inet theirs\n"
+
+
+def test_a_network_is_not_made_while_one_of_its_name_is_removed(
+    world: World, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bridge would be the one that goes."""
+    refused = []
+
+    def meddle(step: RemoveBridge, world: World) -> None:
+        with world.store.write() as transaction:
+            NetworkMaker(world).make(transaction, NetworkSpec(name="other"))
+            with pytest.raises(InvalidState, match="being removed"):
+                NetworkMaker(world).make(transaction, NetworkSpec(name=network.name))
+        refused.append(step.network.name)
+
+    monkeypatch.setattr(RemoveBridge, "apply", meddle)
+    plan = Plan(kind=REMOVAL, vm_id="", steps=(RemoveBridge(network=network),), recovery="finish")
+    execute(world, lambda _: plan)
+    assert refused == ["default"]
+    with world.store.write() as transaction:
+        NetworkMaker(world).make(transaction, NetworkSpec(name=network.name))
+
+
+def test_a_failed_start_leaves_no_tap_in_a_namespace_that_is_kept(world: World, network: Network) -> None:
+    guest = scene.Guest(world, network, "10.88.0.2")
+    step = MakeTap(netns=guest.nic.netns, name=guest.nic.tap, uid=0)
+    for _ in range(2):
+        step.undo(world)
+        with netns.inside_netns(guest.nic.netns):
+            assert netlink.find_link(guest.nic.tap) is None
+    guest.close()
+    step.undo(world)  # The namespace has gone.

@@ -162,6 +162,19 @@ def test_killed_in_the_middle_of_a_create(guests: Cocoon, office: Office, tmp_pa
     assert (guests.json("vm", "list"), office.taken(), debts(guests)) == ([], [], "0")
 
 
+def test_a_plugin_does_not_outlive_a_killed_command(guests: Cocoon, office: Office, tmp_path: Path) -> None:
+    """It would take an address after the next command has given it back."""
+    late = tmp_path / "late"
+    office.describe("office", {"type": "sleeper"})
+    office.plugin("sleeper", f'[ "$CNI_COMMAND" = ADD ] && {{ kill -9 $PPID; sleep 1; touch {late}; }}; exit 0')
+    done = create(guests, "killed", "--network", "office", check=False)
+    assert done.returncode == -signal.SIGKILL
+    time.sleep(1.5)
+    assert not late.exists()
+    guests.run("gc")
+    assert (office.taken(), debts(guests)) == ([], "0")
+
+
 def test_a_del_that_fails_stays_owed_until_it_succeeds(guests: Cocoon, office: Office) -> None:
     office.describe("office", {"type": "clinger"})
     office.plugin("clinger", "DEL_STATUS=3\n" + HAND_ON)
@@ -192,6 +205,33 @@ def test_after_a_reboot_the_address_is_the_same_or_the_start_fails(guests: Cocoo
     assert "tap" not in links
     guests.run("vm", "rm", "resident")
     assert office.taken() == []
+
+
+@pytest.mark.parametrize("trouble", ["fails", "other-address", "killed"])
+def test_a_start_that_fails_forgets_nothing(guests: Cocoon, office: Office, trouble: str) -> None:
+    """Another one, when the trouble is over, knows how to make the interface again, with the same address."""
+    office.describe("office", {"type": "grumbler"})
+    office.plugin("grumbler", HAND_ON)
+    create(guests, "resident", "--network", "office")
+    (nic,) = guests.json("vm", "inspect", "resident")["nics"]
+    netns.remove_netns(nic["netns"])
+    if trouble == "fails":
+        office.plugin("grumbler", '[ $CNI_COMMAND = ADD ] && { echo \'{"code": 7, "msg": "no"}\'; exit 1; }; exit 0')
+    elif trouble == "other-address":
+        squatter = next(office.leases.glob("*/10.*"))
+        squatter.write_text("somebody else\r\neth0")
+    else:
+        office.plugin("grumbler", "[ $CNI_COMMAND = ADD ] && kill -9 $PPID; exit 0")
+    assert guests.run("vm", "start", "resident", check=False).returncode != 0
+    office.plugin("grumbler", HAND_ON)
+    for path in office.leases.glob("*/10.*"):
+        if path.read_text().startswith("somebody"):
+            path.unlink()
+    assert debts(guests) == "1"
+    guests.run("vm", "start", "resident")
+    assert guests.json("vm", "inspect", "resident")["nics"] == [nic]
+    guests.run("vm", "rm", "--force", "resident")
+    assert (office.taken(), debts(guests)) == ([], "0")
 
 
 def test_ports_by_portmap_only_where_there_is_one(guests: Cocoon, office: Office) -> None:
@@ -259,6 +299,7 @@ def test_plugins_that_misbehave(office: Office, monkeypatch: pytest.MonkeyPatch)
     [
         {"ips": [{"address": "not an address"}]},
         {"ips": [{"address": "10.0.0.1/24", "gateway": "x"}]},
+        {"ips": [{"address": "fd00::2/64", "gateway": "fe80::1%x"}]},
         {"ips": 7},
         {"interfaces": [{"name": "eth0", "sandbox": "/x", "mtu": "big"}]},
         {"dns": {"nameservers": ["evil; rm"]}},

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cocoon.config import Config
-from cocoon.engine import lifecycle
+from cocoon.engine import lifecycle, reconcile
 from cocoon.errors import HostFault, InvalidState
 from cocoon.host.locks import lock
 from cocoon.images import blobs
@@ -72,6 +72,22 @@ def test_what_changed_since_it_was_read_is_not_written_over(world: World, monkey
         lifecycle.remove_vm(world, vm, force=False)
     now = find(world, vm)
     assert now is not None and now.processes is not None
+
+
+@pytest.mark.parametrize("started_again", [True, False])
+def test_the_network_of_a_vm_that_was_started_again_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch, started_again: bool
+) -> None:
+    ended = put(world, make_record(1, state=VMState.STOPPED))
+    if started_again:
+        put(world, running(ended))
+    path = world.paths.vm(ended.id).vm_lock
+    os.makedirs(os.path.dirname(path))
+    lock(path, 1.0).release()
+    looked: list[VMRecord] = []
+    monkeypatch.setattr("cocoon.network.attach.plan_network_end", lambda vm: looked.append(vm) or ())
+    reconcile._disconnect(world, ended)
+    assert looked == ([] if started_again else [ended])
 
 
 @pytest.mark.parametrize("stage", ["before the row goes", "after"])

@@ -8,23 +8,26 @@ from collections.abc import Iterable
 from json import dumps
 from typing import TYPE_CHECKING
 
-from cocoon.errors import InvalidSpec, NotFound, Unsupported
+from cocoon.errors import InvalidSpec, InvalidState, NotFound, Unsupported
 from cocoon.model.network import Network
 from cocoon.network.addressing import DEFAULT_NETWORK, bridge_name, choose_subnet, choose_subnet6
 from cocoon.network.conflist import find_conflist, read_conflists
 from cocoon.paths import DEFAULT_ROOT_DIR
 from cocoon.plan.execute import execute
-from cocoon.plan.plan import Plan
+from cocoon.plan.plan import Plan, plan_from_plain
 from cocoon.units import parse_name, parse_subnet, printable
 from cocoon.value import Value, to_plain
 
 if TYPE_CHECKING:
+    from cocoon.model.operation import Operation
     from cocoon.model.vm import NIC, VMSpec
     from cocoon.network.conflist import ConfList
+    from cocoon.network.steps import RemoveBridge
     from cocoon.plan.world import World
     from cocoon.store.reader import Reader
     from cocoon.store.transaction import Transaction
 
+REMOVAL = "network.rm"
 ANY_CNI = "cni"  # As a network's name: the first that the host's files describe.
 MIN_MTU, MAX_MTU = 1280, 65_521  # IPv6's least; what a TAP takes.
 
@@ -72,7 +75,14 @@ class NetworkMaker:
         )
 
     def make(self, transaction: Transaction, spec: NetworkSpec) -> Network:
-        """A new network with a subnet that nothing else has. Raises InvalidState, AlreadyExists."""
+        """A new network with a subnet that nothing else has.
+
+        Raises InvalidState, also while one of that name is being removed: its bridge would go with that one's;
+        AlreadyExists.
+        """
+        for operation in transaction.operations():
+            if operation.kind == REMOVAL and any(s.network.name == spec.name for s in _removals(operation)):
+                raise InvalidState(f"network {spec.name} is being removed", hint="try again")
         ours = [network.subnet for network in transaction.networks()]
         network = Network(
             name=spec.name,
@@ -177,10 +187,17 @@ def remove_network(world: World, name: str) -> Network:
     def draw(transaction: Transaction) -> Plan:
         find_network(transaction, name)
         transaction.delete_network(name)  # From here on no new VM can be put on it.
-        return Plan(kind="network.rm", vm_id="", steps=(RemoveBridge(network=network),), recovery="finish")
+        return Plan(kind=REMOVAL, vm_id="", steps=(RemoveBridge(network=network),), recovery="finish")
 
     execute(world, draw)
     return network
+
+
+def _removals(operation: Operation) -> list[RemoveBridge]:
+    """What a removal under way takes away."""
+    from cocoon.network.steps import RemoveBridge
+
+    return [step for step in plan_from_plain(operation.plan).steps if isinstance(step, RemoveBridge)]
 
 
 def check_publishable(spec: VMSpec, networks: Iterable[Network]) -> None:

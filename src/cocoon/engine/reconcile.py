@@ -68,6 +68,10 @@ def _disconnect(world: World, vm: VMRecord) -> None:
     if lock is None:
         return
     with lock:
+        with world.store.read() as reader:
+            now = reader.vm(vm.id)
+        if now is None or now.revision != vm.revision:
+            return  # It was started again, or removed, between our commit and our lock.
         for step in plan_network_end(vm):
             try:
                 step.apply(world)

@@ -60,6 +60,14 @@ class Sandbox(Value):
         return [*wrapped, "--", *argv]
 
 
+class Tie(Value):
+    """For a program that is trusted: it dies with the thread that started it (not what it starts), and that is all."""
+
+    def wrap(self, argv: Sequence[str]) -> list[str]:
+        """The command line that runs `argv` so."""
+        return ["setpriv", "--pdeathsig=KILL", "--", *argv]
+
+
 def find_program(name: str) -> str | None:
     """The absolute path of the executable `name`, from PATH and then the system's usual directories; None if missing.
 
@@ -95,7 +103,7 @@ def start(
     argv: Sequence[str],
     *,
     environment: Mapping[str, str] | None = None,
-    sandbox: Sandbox | None = None,
+    sandbox: Sandbox | Tie | None = None,
     stdin_fd: int | None = None,
     pass_fds: tuple[int, ...] = (),
 ) -> Running:

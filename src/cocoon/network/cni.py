@@ -67,16 +67,21 @@ class AttachCNI(Step):
     def apply(self, world: World) -> Value | None:
         """Raises what the plugins raise; InvalidState when a VM would get another address than it had."""
         debt = find_debt(world, self.vm_id, self.attachment.interface)
-        network = self.network
-        if debt is not None:
-            owed = from_plain(Owed, debt.arguments)
+        if debt is None:
+            if self.network is None:
+                raise NotFound(f"nobody knows how {self.attachment.interface} was made", hint="make the VM again")
+            owed = Owed(network=self.network, attachment=self.attachment)
+            with world.store.write() as transaction:
+                debt_id = transaction.add_debt(DEBT, self.vm_id, owed)
+        else:
+            debt_id, owed = debt.id, from_plain(Owed, debt.arguments)
             if self._is_whole(world, owed):
                 return None
-            network = network or owed.network
-            _forgive(world, debt, owed)
-        if network is None:
-            raise NotFound(f"nobody knows how {self.attachment.interface} was made", hint="make the VM again")
-        self._add(world, Owed(network=network, attachment=self.attachment))
+            _plugins(world, owed).delete(_known(owed))
+            owed = Owed(network=self.network or owed.network, attachment=self.attachment)
+            with world.store.write() as transaction:
+                transaction.change_debt(debt_id, owed)
+        self._add(world, debt_id, owed)
         return None
 
     def undo(self, world: World) -> None:
@@ -100,14 +105,12 @@ class AttachCNI(Step):
             return False
         return True
 
-    def _add(self, world: World, owed: Owed) -> None:
-        with world.store.write() as transaction:
-            debt_id = transaction.add_debt(DEBT, self.vm_id, owed)
+    def _add(self, world: World, debt_id: int, owed: Owed) -> None:
         try:
             result = _plugins(world, owed).add()
             nic = self._take_over(world, result)
         except BaseException:
-            release(world, self.vm_id, self.attachment.interface)
+            self._give_back(world, owed)
             raise
         with world.store.write() as transaction:
             transaction.change_debt(debt_id, owed.replace(result=result))
@@ -115,6 +118,16 @@ class AttachCNI(Step):
             if vm is None:
                 raise InvalidState(f"VM {self.vm_id} has gone")
             transaction.put_vm(vm.replace(nics=tuple(nic if old.index == nic.index else old for old in vm.nics)))
+
+    def _give_back(self, world: World, owed: Owed) -> None:
+        """After an ADD that failed. What a VM that exists owes stays: it says how to ADD at the next start."""
+        if self.new:
+            release(world, self.vm_id, self.attachment.interface)
+            return
+        try:
+            _plugins(world, owed).delete()
+        except CocoonError as error:
+            world.report(f"an address of network {owed.network.name} is still taken: {error.message}")
 
     def _take_over(self, world: World, plain: dict[str, Any]) -> NIC:
         """The NIC as the plugins made it: their addresses, the interface's MAC and MTU."""
@@ -227,9 +240,13 @@ def pay(world: World, debt: Debt) -> bool:
 
 
 def _forgive(world: World, debt: Debt, owed: Owed) -> None:
-    _plugins(world, owed).delete(owed.result if isinstance(owed.result, dict) else None)
+    _plugins(world, owed).delete(_known(owed))
     with world.store.write() as transaction:
         transaction.remove_debt(debt.id)
+
+
+def _known(owed: Owed) -> dict[str, Any] | None:
+    return owed.result if isinstance(owed.result, dict) else None
 
 
 def _plugins(world: World, owed: Owed) -> Plugins:

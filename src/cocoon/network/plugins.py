@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from cocoon.errors import CocoonError, CommandFailed, Corrupt, NotFound, Timeout, Unsupported
-from cocoon.host.command import find_program, start
+from cocoon.host.command import Tie, find_program, start
 from cocoon.host.netns import netns_path
 from cocoon.model.vm import PublishedPort
 from cocoon.network.conflist import ConfList
@@ -103,7 +103,10 @@ class Plugins:
             request["args"] = {"cni": {"ips": list(self._attachment.addresses)}}
         if previous is not None:
             request["prevResult"] = previous
-        running = start([program], environment=_environment(command, self._attachment, self._directories))
+        # An ADD must not go on after the DEL of whoever takes over from us when we are killed.
+        running = start(
+            [program], environment=_environment(command, self._attachment, self._directories), sandbox=Tie()
+        )
         try:
             return running.communicate(json.dumps(request).encode(), timeout_s=TIMEOUT_S)
         except CommandFailed as error:
@@ -180,7 +183,7 @@ def parse_result(plain: dict[str, Any], interface: str) -> Result:
         first4 = next((item for item in addresses if ":" not in item["address"]), None)
         first6 = next((item for item in addresses if ":" in item["address"]), None)
         mtu = int(interfaces[ours].get("mtu") or 0) if ours is not None else 0
-        dns = tuple(str(ipaddress.ip_address(one)) for one in (plain.get("dns") or {}).get("nameservers") or [])
+        dns = tuple(_plain_ip(one) for one in (plain.get("dns") or {}).get("nameservers") or [])
         address, prefix, gateway = _parse_ip(first4)
         address6, prefix6, gateway6 = _parse_ip(first6)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -197,5 +200,12 @@ def _parse_ip(item: dict[str, Any] | None) -> tuple[str, int, str]:
     if item is None:
         return "", 0, ""
     interface = ipaddress.ip_interface(item["address"])
-    gateway = str(ipaddress.ip_address(item["gateway"])) if item.get("gateway") else ""
+    gateway = _plain_ip(item["gateway"]) if item.get("gateway") else ""
     return str(interface.ip), interface.network.prefixlen, gateway
+
+
+def _plain_ip(text: str) -> str:
+    """An address without a zone, which may hold any characters (RFC 4007) and would come to lie in rules of ours."""
+    if "%" in text:
+        raise ValueError(f"{text} has a zone")
+    return str(ipaddress.ip_address(text))

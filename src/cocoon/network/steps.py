@@ -66,9 +66,9 @@ class EnsureBridge(Step):
         rules = render_network(network).rstrip("\n")
         return (
             *lines,
+            f"nft -f - <<'END'\n{rules}\nEND",
             f"ip link set {name} up",
             f"sysctl -q net.ipv4.conf.{name}.forwarding=1 net.ipv4.conf.{name}.route_localnet=1",
-            f"nft -f - <<'END'\n{rules}\nEND",
         )
 
     def apply(self, world: World) -> Value | None:
@@ -93,13 +93,14 @@ class EnsureBridge(Step):
             if ":" in address and not speaks_ipv6:
                 continue  # This host has IPv6 turned off; that is no reason to be without a network.
             netlink.add_address(bridge.index, address, prefix, what=what)
+        # Each time: whoever flushes the host's ruleset takes ours along, and the next VM brings it back. And first:
+        # where that fails nothing is forwarded.
+        nft.load_rules(render_network(network) + self._gates(world))
         if not bridge.is_up:
             netlink.set_up(network.bridge, mac=self._mac(), alias=bridge_alias(network.name))
         forwarding.forward_ipv4(network.bridge)
         if network.subnet6 and speaks_ipv6:
             forwarding.forward_ipv6(network.bridge)
-        # Each time: whoever flushes the host's ruleset takes ours along, and the next VM brings it back.
-        nft.load_rules(render_network(network) + self._gates(world))
         return None
 
     def undo(self, world: World) -> None:

@@ -116,10 +116,12 @@ class Undertaking:
                 self._world.outputs[step.step] = output
 
     def extend(self, draw_rest: Callable[[Transaction], Plan]) -> None:
-        """Adds the steps of the next phase; the operation is recorded with the whole plan. Raises what it raises."""
+        """Adds the steps of the next phase but those that have been done, so that each is undone once and in its place;
+        the operation is recorded with the whole plan. Raises what it raises."""
         with self._world.store.write() as transaction:
             rest = draw_rest(transaction)
-            plan = rest.replace(steps=(*self.plan.steps, *rest.steps))
+            done = self.plan.steps
+            plan = rest.replace(steps=(*done, *(step for step in rest.steps if step not in done)))
             transaction.replace_plan(self._operation_id, plan_to_plain(plan))
         self.plan = plan
 
