@@ -59,6 +59,20 @@ def test_guests_reach_each_other_and_the_world(shared_cocoon: Cocoon, world: str
     assert again["nics"] == first["nics"], "the same address and MAC after stop and start"
 
 
+def test_the_guest_is_told_the_networks_mtu(shared_cocoon: Cocoon, world: str) -> None:
+    """What is larger the network would drop without a word."""
+    shared_cocoon.run("network", "create", "--mtu", "1400", "narrow")
+    script = """
+        echo mtu $(cat /sys/class/net/eth0/mtu)
+        ping -c 1 -W 5 -s 4000 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p') >/dev/null && echo large-ok
+    """
+    run_guest(shared_cocoon, "small", script, "--network", "narrow")
+    log = shared_cocoon.wait_for_log("small", "END").replace("\r", "")
+    assert "mtu 1400\n" in log and "large-ok" in log, log
+    shared_cocoon.run("vm", "rm", "--force", "small")
+    shared_cocoon.run("network", "rm", "narrow")
+
+
 def test_published_ports_lead_to_the_guest(shared_cocoon: Cocoon, world: str) -> None:
     script = "(echo published > /tmp/hello; httpd -f -p 80 -h /tmp) & sleep 1"
     run_guest(shared_cocoon, "web", script, "-p", "8081:80", "-p", f"{world_scene.HOST}:8082:80", "--allow-host")

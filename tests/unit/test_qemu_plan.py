@@ -80,6 +80,13 @@ def test_no_host_path_is_inside_but_the_closure() -> None:
     assert writable == ["/vm/disk/1", "/vm/disk/2"], "the COW disk, and the configuration that takes the exit status"
 
 
+def test_the_device_tells_the_guest_the_networks_mtu() -> None:
+    vm = make_vm(make_spec(nics=2))
+    narrow = vm.replace(nics=(vm.nics[0].replace(mtu=1400), vm.nics[1]))
+    words = [word for word in render_arguments(narrow, make_facts()) if word.startswith("virtio-net-pci")]
+    assert ["host_mtu=1400," in word for word in words] == [True, False]
+
+
 def test_the_tun_device_is_there_only_for_nics() -> None:
     facts = make_facts()
     assert TUN in plan_capsule(make_vm(), make_paths(), facts).devices

@@ -90,15 +90,18 @@ def draw_boot_config(request: Request, vm: VMRecord, backend: Hypervisor) -> byt
             user=config.user,
             working_dir=config.working_dir,
             stop_signal=config.stop_signal,
-            nics=tuple(
-                GuestNIC(mac=nic.mac, address=nic.address, prefix=nic.prefix, gateway=nic.gateway) for nic in vm.nics
-            ),
+            nics=tuple(_draw_nic(nic) for nic in vm.nics),
             dns=request.dns if vm.nics else (),
             data=found.data,
             stdio=_stdio(request.spec.process),
             reboots=Capability.ACPI_SHUTDOWN not in backend.capabilities,
         )
     )
+
+
+def _draw_nic(nic: NIC) -> GuestNIC:
+    mtu = {"mtu": nic.mtu} if nic.mtu else {}
+    return GuestNIC(mac=nic.mac, address=nic.address, prefix=nic.prefix, gateway=nic.gateway, **mtu)
 
 
 def _draw_spec(request: Request, name: str) -> VMSpec:

@@ -274,11 +274,13 @@ def has_balloon(vm: VMRecord) -> bool:
 
 
 def _nic(nic: NIC) -> tuple[str, ...]:
-    """The TAP exists already and is the VM's uid's; QEMU runs no scripts and loads no boot ROM."""
+    """The TAP exists already and is the VM's uid's; QEMU runs no scripts and loads no boot ROM. The device itself tells
+    any guest the network's MTU (VIRTIO_NET_F_MTU)."""
+    mtu = f"host_mtu={nic.mtu}," if nic.mtu else ""
     return (
         "-netdev", f"tap,id=net{nic.index},ifname={nic.tap},script=no,downscript=no,vhost=off",
         "-device",
-        f"virtio-net-pci,netdev=net{nic.index},mac={nic.mac},{_address(FIRST_NIC_SLOT + nic.index)},romfile=",
+        f"virtio-net-pci,netdev=net{nic.index},mac={nic.mac},{mtu}{_address(FIRST_NIC_SLOT + nic.index)},romfile=",
     )  # fmt: skip
 
 
