@@ -15,7 +15,7 @@ import pytest
 
 from cocoon.engine import image as verbs
 from cocoon.engine.image_export import export_image
-from cocoon.errors import InvalidSpec, InvalidState
+from cocoon.errors import InvalidSpec, InvalidState, NotFound
 from image_scene import NOTHING, Layer, inventory, make_oci_layout, make_tar, make_world
 from layer_scene import listed, rich_tar
 
@@ -125,6 +125,8 @@ def test_what_is_there_is_replaced_or_left(world, tmp_path: Path) -> None:
     for path in (tmp_path, Path("/dev/null")):
         with pytest.raises(InvalidSpec, match="is no file"):
             export_image(world, "app:1", str(path))
+    with pytest.raises(NotFound, match="directory .* does not exist"):
+        export_image(world, "app:1", str(tmp_path / "nowhere" / "a.tar"))
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
 
 

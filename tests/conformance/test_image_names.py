@@ -115,6 +115,12 @@ def test_beginnings_of_ids(world) -> None:
     for ref in ("ab", "abcd3", "abcd1\n", "%", "sha256:"):
         with pytest.raises(NotFound):
             verbs.find_image(world, ref)
+    for name in ("docker.io/library/abcd1:latest", "other"):
+        tag_image(world, "app1", name)
+    verbs.remove_image(world, "abcd1", force=True)
+    assert [row.image.name for row in verbs.list_images(world)] == ["app1", "app2", "other"], (
+        "a name comes before an id"
+    )
 
 
 def test_own_and_shared_size(cocoon, tmp_path: Path) -> None:

@@ -107,6 +107,13 @@ def test_what_is_refused(world, tmp_path: Path) -> None:
         assert inventory(world) == NOTHING
 
 
+def test_what_is_no_file_is_told_what_to_give(world, tmp_path: Path) -> None:
+    for path, hint in ((tmp_path / "nowhere", "path of a file"), (tmp_path, "imported alone")):
+        with pytest.raises(CocoonError) as caught:
+            verbs.import_image(world, "x", [str(path), str(path)])
+        assert hint in caught.value.hint
+
+
 def _global_path() -> bytes:
     """A global PAX header that gives every entry one name."""
     out = io.BytesIO()

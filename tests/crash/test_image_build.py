@@ -89,7 +89,9 @@ def test_a_recipe_becomes_an_image(cocoon, recipe: Path) -> None:
     # The same packages give the same image, under another name too; --quiet says its id only.
     again = cocoon.run("image", "build", "-q", str(recipe))
     assert again.stdout == f"{image['id']}\n" and again.stderr == ""
-    assert len(inventory(make_world(cocoon.root))["blobs/"]) == 1
+    cocoon.run("image", "build", "-q", "--name", "docker.io/library/mine:latest", str(recipe))
+    found = inventory(make_world(cocoon.root))
+    assert len(found["blobs/"]) == 1 and found["images"] == ["mine", "mine:1"], "one image however it is spelled"
 
 
 def test_a_script_that_fails_is_told_with_its_last_words(cocoon, recipe: Path) -> None:
@@ -180,3 +182,4 @@ def test_wrong_words(cocoon, words: list[str], status: int, complaint: str) -> N
     done = cocoon.run("image", "build", *words, check=False)
     assert done.returncode == status, done.stderr
     assert complaint in done.stderr and "hint: " in done.stderr
+    assert status != 2 or "building" not in done.stderr, "what is refused is not announced"

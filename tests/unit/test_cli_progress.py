@@ -60,3 +60,13 @@ def test_a_bar_only_where_it_can_be_drawn(term: str, kind: str) -> None:
     assert (done.returncode, done.stdout) == (0, f"{kind}\n")
     assert "[red]\\x1b[31mevil" in shown, "what came from outside is shown, not obeyed"
     assert "[blue]\\x1b[1mnote" in shown
+
+
+def test_a_disk_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    url = "https://example.org/disk.raw"
+    LinePart(f"pulling {url}").note(url, "trying again")
+    LinePart("pulling x").note("disk.raw", "trying again")
+    assert capsys.readouterr().err.splitlines() == [
+        f"pulling {url}: trying again",
+        "pulling x: disk.raw: trying again",
+    ]

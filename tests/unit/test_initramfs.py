@@ -10,9 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cocoon.errors import Corrupt
-from cocoon.guest.initramfs import module_dependencies, module_name, order_modules, render_initramfs, slim_module
+from cocoon.guest.initramfs import (
+    module_dependencies,
+    module_name,
+    order_modules,
+    render_init,
+    render_modules,
+    slim_module,
+)
 
 MODULES = {"virtio": b"\x7fELF one", "virtio_blk": b"\x7fELF three!"}
+
+
+def render_initramfs(init: bytes, modules: dict[str, bytes], order: tuple[str, ...]) -> bytes:
+    return render_init(init) + render_modules(modules, order)
 
 
 def test_layout_is_the_kernels_newc():

@@ -1,4 +1,4 @@
-"""`image pull`, `import`, `list`, `inspect` and `rm`."""
+"""`image pull`, `import`, `export`, `list`, `inspect`, `tag` and `rm`."""
 
 from __future__ import annotations
 
@@ -32,22 +32,28 @@ def _pull(context: Context, call: Call) -> int:
             context.engine().world(),
             words,
             options=options,
-            progress_for=lambda word: display.part(f"pulling {word}"),
+            progress_for=lambda word: display.part(f"pulling {_without_checksum(word)}"),
         )
     batch = Batch(context.json)
     for word, outcome in zip(words, outcomes, strict=True):
         with batch.item(word):
             if isinstance(outcome, CocoonError):
+                if len(words) > 1 and word not in outcome.message:
+                    outcome.message = f"{_without_checksum(word)}: {outcome.message}"
                 raise outcome
             batch.succeed(outcome.id, outcome.id if quiet else outcome.name)
     return batch.end()
+
+
+def _without_checksum(word: str) -> str:
+    return word.partition("#")[0] if "://" in word else word
 
 
 def _import(context: Context, call: Call) -> int:
     from cocoon.cli.progress import show_progress
 
     name, files = checked_reference(call.words[0]), call.words[1:]
-    if not files and sys.stdin.isatty():
+    if files in ((), ("-",)) and sys.stdin.isatty():
         raise InvalidSpec("image import needs FILE", hint=f"usage: cocoon image import {call.command.usage}")
     options = verbs.ImportOptions(
         reference=call.text("reference"),
@@ -105,7 +111,7 @@ def ensure_image(context: Context, reference: str) -> None:
     if verbs.require_image(world, reference) is None:
         verbs.check_reference(reference)  # What cannot be pulled is not announced.
         say(f"image {reference} is not here: pulling it")
-        with show_progress(f"pulling {reference}") as progress:
+        with show_progress(f"pulling {_without_checksum(reference)}") as progress:
             verbs.pull_image(world, reference, progress=progress)
 
 

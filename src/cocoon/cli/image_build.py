@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def _build(context: Context, call: Call) -> int:
     from cocoon.images.recipe import find_recipe
+    from cocoon.oci.reference import check_import_name
 
     if call.is_on("list"):
         if call.words:
@@ -29,6 +30,7 @@ def _build(context: Context, call: Call) -> int:
     if call.is_on("agent"):
         recipe = recipe.replace(agent=True)
     name = checked_reference(call.text("name", recipe.name))
+    check_import_name(name)
     image = _made(context, recipe, name, quiet=call.is_on("quiet"))
     if context.json:
         from cocoon.cli.image import summary

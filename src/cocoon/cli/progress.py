@@ -149,8 +149,8 @@ def named(key: str) -> str:
 
 
 def noted(what: str, key: str, words: str) -> str:
-    """A remark on a layer or disk, or on the image as a whole, as a line."""
-    return f"{what}: {named(key)}: {words}" if key else f"{what}: {words}"
+    """A remark on a layer or disk, or on the image as a whole, as a line; `what` names a disk at a URL already."""
+    return f"{what}: {words}" if not key or what.endswith(f" {key}") else f"{what}: {named(key)}: {words}"
 
 
 @contextmanager

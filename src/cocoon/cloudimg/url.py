@@ -20,6 +20,7 @@ SCHEMES = ("http://", "https://")
 # Debian and Ubuntu; Alpine, openSUSE and others.
 BESIDE = ("SHA512SUMS", "SHA256SUMS", "{name}.sha512", "{name}.sha256")
 MAX_URL = 4096
+FORM = "write it like https://example.org/images/debian-13.qcow2"
 
 
 class DiskURL(Value):
@@ -47,15 +48,16 @@ def parse_url(text: str) -> DiskURL:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise InvalidSpec(f"{printable(text, 200)} is no URL: {error}") from error
+        raise InvalidSpec(f"{printable(text, 200)} is no URL: {error}", hint=FORM) from error
     plain = len(url) <= MAX_URL and url.isascii() and url.isprintable() and " " not in url
     if parts.scheme not in ("http", "https") or not host or not plain:
-        raise InvalidSpec(f"{printable(text, 200)} is no URL that can be fetched")
+        raise InvalidSpec(f"{printable(text, 200)} is no URL that can be fetched", hint=FORM)
     if parts.username is not None or parts.password is not None:
-        raise InvalidSpec("a URL must not hold a password: it becomes the image's name")
+        hint = "fetch the file with a program that knows the password, then: cocoon image import NAME FILE"
+        raise InvalidSpec("a URL must not hold a password: it becomes the image's name", hint=hint)
     name = unquote(parts.path.rpartition("/")[2])
     if not name:
-        raise InvalidSpec(f"{printable(text, 200)} names a directory, not a file")
+        raise InvalidSpec(f"{printable(text, 200)} names a directory, not a file", hint=FORM)
     checksum = parse_checksum(fragment) if fragment else None
     return DiskURL(url=parts._replace(scheme=parts.scheme.lower()).geturl(), file_name=name, checksum=checksum)
 

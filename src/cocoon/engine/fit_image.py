@@ -6,7 +6,6 @@ the one page of options that mount(2) takes for an overlay, and what the initram
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from cocoon.engine.draw import Allotment, Request, draw_record
@@ -96,19 +95,14 @@ def _worst_allotment(request: Request) -> Allotment:
 
 
 def _merge(world: World, image: Image, layers: tuple[Layer, ...]) -> Layer:
+    from cocoon.images.blobs import is_whole
+
     chain = chain_ids(layers)[-1]
     with world.store.read() as reader:
         blob = reader.merged(chain)
-    if blob is None or not _is_whole(world, blob):
+    if blob is None or not is_whole(world.paths, blob):
         blob = _make(world, image, layers, chain=chain)
     return Layer(digest=chain, diff_id=chain, blob=blob.sha256, size_bytes=blob.size_bytes)
-
-
-def _is_whole(world: World, blob: Blob) -> bool:
-    try:
-        return os.stat(f"{world.paths.blobs}/{blob.file_name}").st_size == blob.size_bytes
-    except FileNotFoundError:
-        return False
 
 
 def _make(world: World, image: Image, layers: tuple[Layer, ...], *, chain: str) -> Blob:

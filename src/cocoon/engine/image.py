@@ -308,9 +308,10 @@ def remove_image(world: World, ref: str, *, force: bool = False) -> Image:
 
     sweep(world)
     with world.store.write() as transaction:
-        image = find_image_in(transaction, ref)
+        named = transaction.image_by_name(known_name(transaction, ref))
+        image = named or transaction.find_image(ref)
         names = [image.name]
-        if _is_id_of(image, ref):
+        if named is None:
             names = [other.name for other in transaction.images() if other.id == image.id]
             if len(names) > 1 and not force:
                 shown = ", ".join(printable(name)[1:-1] for name in names[:5])
@@ -324,12 +325,6 @@ def remove_image(world: World, ref: str, *, force: bool = False) -> Image:
         files = files_of(transaction, image)
     blobs.free(world.store, files)
     return image
-
-
-def _is_id_of(image: Image, ref: str) -> bool:
-    """Whether `ref` found the image by its id, not by a name."""
-    wanted = ref.lower().removeprefix("sha256:")
-    return ref != image.name and image.id.removeprefix("sha256:").startswith(wanted)
 
 
 def require_image(world: World, ref: str) -> Image | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from cocoon.engine.image import make_image
+from cocoon.engine.image import known_name, make_image
 from cocoon.images.recipe_steps import BuildRecipe, BuiltRoot
 from cocoon.images.steps import AssembleImage, ImageWorld
 from cocoon.oci.reference import check_import_name
@@ -27,6 +27,8 @@ def build_image(
     name), NotFound (a program), CommandFailed (a script, a mirror), Timeout, Corrupt, HostFault, Interrupted.
     """
     check_import_name(name)
+    with world.store.read() as reader:
+        name = known_name(reader, name)
     created_at = time.time()
     with BuiltRoot(recipe) as source:
 

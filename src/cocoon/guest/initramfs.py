@@ -100,11 +100,6 @@ def order_modules(dependencies: dict[str, tuple[str, ...]], wanted: tuple[str, .
     return tuple(ordered)
 
 
-def render_initramfs(init: bytes, modules: dict[str, bytes], order: tuple[str, ...]) -> bytes:
-    """The initramfs with `init` as /init and `modules` (name to ELF bytes), loaded in `order`."""
-    return render_init(init) + render_modules(modules, order)
-
-
 def render_init(init: bytes) -> bytes:
     """The first part of the initramfs, which changes with every version of the engine. It has no end of its own."""
     entries = (

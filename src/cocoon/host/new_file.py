@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cocoon.errors import InvalidSpec
+from cocoon.errors import InvalidSpec, NotFound
 from cocoon.host.files import fsync_directory, host_fault, remove_file
 from cocoon.units import printable
 
@@ -20,9 +20,12 @@ def new_file(path: str, mode: int = 0o600) -> Iterator[int]:
     """A descriptor to write to. When the block ends well, what was written is durable and is `path`; else nothing is.
 
     A file that is there is replaced in one moment. Death leaves nothing behind where the file system knows files
-    without names (ext4, XFS, btrfs, tmpfs). Raises InvalidSpec when `path` is something else than a file, HostFault.
+    without names (ext4, XFS, btrfs, tmpfs). Raises InvalidSpec when `path` is something else than a file, NotFound when
+    its directory is not there, HostFault.
     """
     directory, name = os.path.split(os.path.abspath(path))
+    if not os.path.lexists(directory):
+        raise NotFound(f"directory {printable(directory, 400)} does not exist", hint="make it first")
     _check_replaceable(path)
     temporary = f"{directory}/.{name[:200]}.{os.urandom(4).hex()}.tmp"
     try:

@@ -39,7 +39,7 @@ COMPRESSION = {
     "zstd": ("-zzstd", "-C65536"),
 }
 NAMESPACE_URL = bytes.fromhex("6ba7b8119dad11d180b400c04fd430c8")  # RFC 4122, appendix C
-HINT = "./setup or quickstart installs one; or set mkfs_erofs_binary to one of erofs-utils 1.8 or later"
+HINT = "./quickstart installs one; or set mkfs_erofs_binary to one of erofs-utils 1.8 or later"
 _VERSION = re.compile(rb"mkfs\.erofs \(?(?:erofs-utils\) )?v?([0-9]+)\.([0-9]+)")
 
 

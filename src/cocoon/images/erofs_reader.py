@@ -27,7 +27,6 @@ SLOT_BYTES = 32
 FLAT_PLAIN, FLAT_INLINE, COMPRESSED_COMPACT = 0, 2, 3
 MAX_DIRECTORY_BYTES = 256 * MIB
 MAX_LINK_BYTES = 4096
-MAX_XATTR_BYTES = 1 * MIB
 PIECE_BYTES = 1 * MIB
 _PREFIXES = {
     1: b"user.", 2: b"system.posix_acl_access", 3: b"system.posix_acl_default", 4: b"trusted.", 6: b"security.",

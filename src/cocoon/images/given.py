@@ -77,12 +77,15 @@ def _open(path: str) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        raise NotFound(f"{printable(path, 400)} does not exist") from error
+        hint = "give the path of a file, or - for standard input"
+        raise NotFound(f"{printable(path, 400)} does not exist", hint=hint) from error
     except OSError as error:
         raise host_fault(f"open {printable(path, 400)}", error) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
         os.close(fd)
-        raise InvalidSpec(f"{printable(path, 400)} is no regular file", hint="for a pipe give -")
+        hint = "a directory with an OCI layout is imported alone" if stat.S_ISDIR(mode) else "for a pipe give -"
+        raise InvalidSpec(f"{printable(path, 400)} is no regular file", hint=hint)
     return fd
 
 

@@ -10,7 +10,7 @@ import json
 import os
 from typing import Any
 
-from cocoon.errors import Corrupt, NotFound, Unsupported
+from cocoon.errors import Corrupt, InvalidSpec, NotFound, Unsupported
 from cocoon.model.image import ImageConfig
 from cocoon.oci.reference import DIGEST
 from cocoon.units import MIB, printable, render_size
@@ -87,12 +87,12 @@ def host_platform() -> Platform:
 
 
 def parse_platform(text: str) -> Platform:
-    """`os/architecture[/variant]`; "" is the host's. Raises Unsupported for a form that is not understood."""
+    """`os/architecture[/variant]`; "" is the host's. Raises InvalidSpec for a form that is not understood."""
     if not text:
         return host_platform()
     parts = text.split("/")
     if not (2 <= len(parts) <= 3 and all(part.isalnum() for part in parts)):
-        raise Unsupported(f"platform {printable(text)} is not understood", hint="write it like linux/amd64")
+        raise InvalidSpec(f"platform {printable(text)} is not understood", hint="write it like linux/amd64")
     architecture = _ARCHITECTURES.get(parts[1], parts[1])
     return Platform(os=parts[0], architecture=architecture, variant=parts[2] if len(parts) == 3 else "")
 

@@ -117,11 +117,6 @@ class Reader:
         rows = self._rows(f"{_LAYERS} WHERE layer.digest = ?", digest)
         return _layer(rows[0]) if rows else None
 
-    def layer_with_diff_id(self, diff_id: str) -> Layer | None:
-        """A converted layer whose plain tar has this digest, whatever its compressed form was."""
-        rows = self._rows(f"{_LAYERS} WHERE layer.diff_id = ? ORDER BY layer.digest LIMIT 1", diff_id)
-        return _layer(rows[0]) if rows else None
-
     def layers(self) -> list[Layer]:
         """Every converted layer."""
         return [_layer(row) for row in self._rows(f"{_LAYERS} ORDER BY layer.digest")]

@@ -148,12 +148,6 @@ class Transaction(Reader):
             raise InvalidState(f"blob {blob} is in use by {users[0].owner_kind} {users[0].owner_id}")
         self._execute("DELETE FROM blob WHERE sha256 = ?", blob)
 
-    def forget_layer(self, layer: Layer) -> None:
-        """Forgets one form of a converted layer, and its blob with the last one. Raises InvalidState when pinned."""
-        self._execute("DELETE FROM layer WHERE digest = ?", layer.digest)
-        if not self._rows("SELECT 1 FROM layer WHERE blob = ?", layer.blob):
-            self.forget_blob(layer.blob)
-
     def pin(self, blob: str, owner_kind: str, owner_id: str) -> None:
         """`blob` (or a kernel, or boot files, by digest) stays as long as its owner does not `unpin`."""
         query = "INSERT INTO pin (blob, owner_kind, owner_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
