@@ -9,6 +9,7 @@ import pytest
 from cocoon.engine import image as verbs
 from cocoon.engine.image_tag import tag_image
 from cocoon.errors import Ambiguous, InvalidSpec, InvalidState, NotFound
+from cocoon.images import blobs
 from image_scene import NOTHING, Layer, inventory, make_oci_layout, make_tar, make_world
 from store_examples import make_image, make_layer, make_record
 
@@ -137,3 +138,18 @@ def test_own_and_shared_size(cocoon, tmp_path: Path) -> None:
     assert cocoon.json("image", "tag", "one", "third")["name"] == "third"
     shown = cocoon.json("image", "inspect", "third")
     assert shown["names"] == ["ghcr.io/me/one:2", "one", "third"] and shown["merged"] == []
+
+
+def test_boot_files_stay_for_the_vm_that_boots_them(world) -> None:
+    """Its image has gone by force, and the layer that they came in was merged, so that no row has it any more."""
+    digest = make_layer(7).diff_id
+    directory = Path(blobs.boot_dir(world.paths, digest))
+    directory.mkdir()
+    with world.store.write() as transaction:
+        transaction.pin(directory.name, "vm", "v")
+    blobs.collect(world.store, [])
+    assert directory.is_dir()
+    with world.store.write() as transaction:
+        transaction.unpin("vm", "v")
+    blobs.collect(world.store, [])
+    assert not directory.exists()

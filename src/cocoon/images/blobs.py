@@ -244,11 +244,14 @@ def _is_claimed(paths: Paths, file_name: str, own_work_dir: str) -> bool:
 
 
 def _boot_orphans(reader: Reader, paths: Paths, *, own_operation: str) -> list[str]:
-    """Boot files whose layer has no row; none while others are at work, who may have put them there a moment ago."""
+    """Boot files whose layer has no row and which nobody pins: a VM whose layers were merged may boot them still.
+
+    None while others are at work, who may have put them there a moment ago.
+    """
     if any(o.kind.startswith("image.") and o.id != own_operation for o in reader.operations()):
         return []
     known = {layer.diff_id.removeprefix("sha256:") for layer in reader.layers()}
-    return [f"{paths.boot}/{name}" for name in os.listdir(paths.boot) if name not in known]
+    return [f"{paths.boot}/{name}" for name in os.listdir(paths.boot) if name not in known and not reader.users(name)]
 
 
 def _move(path: str, into: str) -> None:
