@@ -43,7 +43,8 @@ def _open(path: str) -> BinaryIO:
     try:
         return open(path, "rb")
     except (OSError, ValueError) as error:
-        raise NotFound(f"cannot open {printable(path, 400)}: {error}") from error
+        what = f"cannot open {printable(path, 400)}: {error.strerror or error}"
+        raise NotFound(what, hint="give the path of a file") from error
 
 
 def _find_data(file: BinaryIO) -> tuple[int, str]:

@@ -1,8 +1,9 @@
 """Turns a tar stream into an EROFS file with mkfs.erofs, which is not trusted with anything.
 
 The program parses what strangers wrote, so it runs without capabilities, without a network, under a uid that nobody
-else has, and reaches two things by descriptors: an empty directory and an empty file of that uid's. What it made is
-copied, and hashed on the way, into a file of ours once it is dead: nothing that it left behind can change a blob.
+else has, and reaches two things by descriptors: an empty directory and an empty file of that uid's. What it made
+becomes a file of ours, and is hashed, once it is dead; where anything could still write to it, a copy of it does. So
+nothing that it left behind can change a blob.
 
 The same tar and the same builder give the same bytes: UUID from the DiffID, no build time, files' own times kept.
 """
