@@ -43,7 +43,7 @@ def _open(path: str) -> BinaryIO:
     try:
         return open(path, "rb")
     except (OSError, ValueError) as error:
-        what = f"cannot open {printable(path, 400)}: {error.strerror or error}"
+        what = f"cannot open {printable(path, 400)}: {getattr(error, 'strerror', error)}"
         raise NotFound(what, hint="give the path of a file") from error
 
 

@@ -171,7 +171,7 @@ def read_input(path: str, limit_bytes: int) -> bytes:
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError) as error:
-        what = f"cannot open {printable(path, 400)}: {error.strerror or error}"
+        what = f"cannot open {printable(path, 400)}: {getattr(error, 'strerror', error)}"
         raise NotFound(what, hint="give the path of a file") from error
     if not regular:
         raise InvalidSpec(f"{printable(path, 400)} is not a regular file")
