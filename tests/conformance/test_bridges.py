@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import network_scene as scene
-from cocoon.engine.network import REMOVAL, NetworkMaker, NetworkSpec, describe_bridge
+from cocoon.engine.network import REMOVAL, NetworkMaker, NetworkSpec, create_network, describe_bridge
 from cocoon.errors import InvalidSpec, InvalidState, NotFound
 from cocoon.host import netlink, netns, nft
 from cocoon.model.network import Network
+from cocoon.model.vm import VMState
 from cocoon.network.rules import render_removal
 from cocoon.network.steps import EnsureBridge, MakeTap, RemoveBridge, Unplug
 from cocoon.plan.execute import execute
@@ -124,3 +125,21 @@ def test_a_failed_start_leaves_no_tap_in_a_namespace_that_is_kept(world: World, 
             assert netlink.find_link(guest.nic.tap) is None
     guest.close()
     step.undo(world)  # The namespace has gone.
+
+
+def test_what_a_vm_may_reach_is_brought_back_after_a_flush(world: World, network: Network) -> None:
+    """Also that of a VM that publishes no port."""
+    guest = scene.Guest(world, network, "10.88.0.2")
+    open_one = guest.vm.replace(state=VMState.RUNNING, spec=guest.vm.spec.replace(allow_host=True))
+    with world.store.write() as transaction:
+        transaction.put_vm(open_one)
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    EnsureBridge(network=network).apply(world)
+    rules = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
+    assert "elements = { 10.88.0.2 }" in rules
+    guest.close()
+
+
+def test_a_network_is_not_called_as_what_means_another(world: World) -> None:
+    with pytest.raises(InvalidSpec, match="first of the host's CNI"):
+        create_network(world, NetworkSpec(name="cni"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cocoon.errors import InvalidState
+from cocoon.errors import InvalidSpec, InvalidState
 from cocoon.model.network import Network
 from cocoon.network.addressing import (
     bridge_name,
@@ -79,6 +79,13 @@ def test_a_wanted_subnet_that_is_in_use_is_refused() -> None:
         choose_subnet(["10.1.0.0/24"], wanted="10.1.0.0/16")
     with pytest.raises(InvalidState, match="no private"):
         choose_subnet(["0.0.0.0/0"])
+
+
+def test_a_wanted_subnet_is_one_that_guests_can_have() -> None:
+    assert choose_subnet([], wanted="010.99.0.7/24") == "10.99.0.0/24"
+    for wanted in ("127.3.0.0/16", "169.254.0.0/16", "224.0.0.0/8", "0.0.0.0/8", "250.0.0.0/8"):
+        with pytest.raises(InvalidSpec, match="no range for guests"):
+            choose_subnet([], wanted=wanted)
 
 
 def test_unique_local_subnets() -> None:

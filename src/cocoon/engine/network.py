@@ -137,6 +137,8 @@ def create_network(world: World, spec: NetworkSpec) -> Network:
     Raises InvalidSpec, AlreadyExists, InvalidState (the subnet is in use).
     """
     parse_name(spec.name, "network")
+    if spec.name == ANY_CNI:
+        raise InvalidSpec(f"--network {ANY_CNI} means the first of the host's CNI networks", hint="choose another name")
     if spec.subnet:
         parse_subnet(spec.subnet)
     if spec.mtu and not MIN_MTU <= spec.mtu <= MAX_MTU:

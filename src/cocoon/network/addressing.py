@@ -6,7 +6,7 @@ import hashlib
 import ipaddress
 from collections.abc import Iterable, Iterator
 
-from cocoon.errors import InvalidState
+from cocoon.errors import InvalidSpec, InvalidState
 from cocoon.model.network import Network
 from cocoon.model.vm import NIC
 from cocoon.units import parse_subnet, render_address
@@ -104,11 +104,19 @@ def make_nic(vm_id: str, index: int, *, network: Network, address: str = "") -> 
 def choose_subnet(taken: Iterable[str], *, wanted: str = "") -> str:
     """A private subnet that overlaps none of `taken` (IPv4 networks as `a.b.c.d/n`): `wanted`, or the first that fits.
 
-    Raises InvalidState when `wanted` overlaps, or nothing is left.
+    Raises InvalidState when `wanted` overlaps, or nothing is left; InvalidSpec when guests cannot have it.
     """
     others = [ipaddress.IPv4Network(text) for text in taken]
     if wanted:
-        subnet = ipaddress.IPv4Network(wanted)
+        subnet = ipaddress.IPv4Network(parse_subnet(wanted))  # Bits of a host in it are let go.
+        if (
+            subnet.is_loopback
+            or subnet.is_multicast
+            or subnet.is_link_local
+            or subnet.is_reserved
+            or not int(subnet[0])
+        ):
+            raise InvalidSpec(f"subnet {subnet} is no range for guests", hint="a private one, like 10.99.0.0/24")
         for other in others:
             if other.overlaps(subnet):
                 hint = "choose another --subnet"

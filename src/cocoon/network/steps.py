@@ -107,9 +107,9 @@ class EnsureBridge(Step):
         """Nothing: other VMs may use it. `cocoon network rm` takes it away."""
 
     def _gates(self, world: World) -> str:
-        """The published ports of the VMs that run."""
+        """What the VMs that run have opened."""
         with world.store.read() as reader:
-            vms = reader.running_with_ports()
+            vms = reader.running_with_gates()
         nics = [(vm, published_nic(vm)) for vm in vms]
         ours = [vm for vm, nic in nics if nic is not None and nic.network == self.network.name]
         return "".join(render_addition(table_name(self.network.bridge), elements_of(vm)) for vm in ours)

@@ -62,10 +62,13 @@ class Reader:
         rows = self._rows(f"SELECT body, id FROM vm {where} ORDER BY created_at, id", *values)
         return [decode(VMRecord, body, f"the record of VM {vm_id}") for body, vm_id in rows]
 
-    def running_with_ports(self) -> list[VMRecord]:
-        """The VMs in state RUNNING that publish ports."""
-        query = "SELECT body FROM vm WHERE state = 'running' AND id IN (SELECT vm_id FROM port)"
-        return [decode(VMRecord, str(row[0]), "a VM's record") for row in self._rows(query)]
+    def running_with_gates(self) -> list[VMRecord]:
+        """The VMs in state RUNNING that publish ports, or may reach the host's own services."""
+        rows = self._rows(
+            "SELECT body FROM vm WHERE state = 'running'"
+            " AND (id IN (SELECT vm_id FROM port) OR json_extract(body, '$.spec.allow_host'))"
+        )
+        return [decode(VMRecord, str(row[0]), "a VM's record") for row in rows]
 
     def vms_to_remove(self) -> list[VMRecord]:
         """VMs that were made to be removed when they end, and may have ended: `running`, `stopped` or `error`."""
