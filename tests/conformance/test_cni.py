@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cocoon.errors import CommandFailed, Corrupt, InvalidSpec, NotFound, Timeout
-from cocoon.host import netns
+from cocoon.host import netlink, netns
 from cocoon.network import plugins
 from cocoon.network.conflist import find_conflist, parse_conflist, read_conflists
 from cocoon.network.plugins import Attachment, Plugins, parse_result
@@ -68,6 +68,9 @@ def guests(shared_cocoon: Cocoon, office: Office) -> Iterator[Cocoon]:
     shared_cocoon.environment = {**shared_cocoon.environment, **office.environment}
     yield shared_cocoon
     shared_cocoon.run("gc", check=False)
+    for link in netlink.links():
+        if link.name.startswith("cni-"):  # The plugin leaves its bridge, and takes none with another subnet.
+            netlink.delete_link(link.name)
 
 
 # A plugin that hands on what the one before it made.

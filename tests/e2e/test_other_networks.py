@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import world_scene
+from cocoon.host import netlink
 from fixtures import Cocoon
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -33,6 +34,7 @@ def office(shared_cocoon: Cocoon, tmp_path: Path) -> Iterator[Cocoon]:
     (tmp_path / "net.d" / "office.conflist").write_text(json.dumps(conflist))
     shared_cocoon.environment = {**shared_cocoon.environment, "COCOON_CNI_CONF_DIR": str(tmp_path / "net.d")}
     yield shared_cocoon
+    netlink.delete_link("cni-office")  # The plugin leaves its bridge, and takes none with another subnet.
 
 
 def test_a_guest_on_a_cni_network(office: Cocoon) -> None:
