@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 
 import network_scene as scene
-from cocoon.engine.network import REMOVAL, NetworkMaker, NetworkSpec, create_network, describe_bridge
-from cocoon.errors import InvalidSpec, InvalidState, NotFound
+from cocoon.engine.network import (
+    REMOVAL,
+    NetworkMaker,
+    NetworkSpec,
+    create_network,
+    describe_bridge,
+    list_networks,
+    remove_network,
+)
+from cocoon.errors import HostFault, InvalidSpec, InvalidState, NotFound
 from cocoon.host import netlink, netns, nft
 from cocoon.model.network import Network
 from cocoon.model.vm import VMState
@@ -143,3 +151,18 @@ def test_what_a_vm_may_reach_is_brought_back_after_a_flush(world: World, network
 def test_a_network_is_not_called_as_what_means_another(world: World) -> None:
     with pytest.raises(InvalidSpec, match="first of the host's CNI"):
         create_network(world, NetworkSpec(name="cni"))
+
+
+def test_a_network_that_cannot_be_taken_away_stays_known(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_network(world, NetworkSpec(name="lab"))
+
+    def refuse(text: str) -> None:
+        raise HostFault("nft is not installed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nft, "load_rules", refuse)
+        with pytest.raises(HostFault, match="nft"):
+            remove_network(world, "lab")
+    assert [network.name for network, _ in list_networks(world)] == ["lab"]
+    remove_network(world, "lab")
+    assert list_networks(world) == []

@@ -15,6 +15,7 @@ from cocoon.network.conflist import find_conflist, read_conflists
 from cocoon.paths import DEFAULT_ROOT_DIR
 from cocoon.plan.execute import execute
 from cocoon.plan.plan import Plan, plan_from_plain
+from cocoon.plan.rows import KeepNetwork
 from cocoon.units import parse_name, parse_subnet, printable
 from cocoon.value import Value, to_plain
 
@@ -180,7 +181,8 @@ def inspect_network(world: World, name: str) -> dict[str, object]:
 
 
 def remove_network(world: World, name: str) -> Network:
-    """Removes a network that no VM is on, with its bridge and its rules. Raises NotFound, InvalidState."""
+    """Removes a network that no VM is on, with its bridge and its rules. Raises NotFound, InvalidState; HostFault when
+    the host does not let go of them: the network then stays."""
     from cocoon.network.steps import RemoveBridge
 
     with world.store.read() as reader:
@@ -189,7 +191,8 @@ def remove_network(world: World, name: str) -> Network:
     def draw(transaction: Transaction) -> Plan:
         find_network(transaction, name)
         transaction.delete_network(name)  # From here on no new VM can be put on it.
-        return Plan(kind=REMOVAL, vm_id="", steps=(RemoveBridge(network=network),), recovery="finish")
+        kept = (KeepNetwork(network=network),)  # If it fails, somebody must be able to try again.
+        return Plan(kind=REMOVAL, vm_id="", steps=(RemoveBridge(network=network),), recovery="finish", on_undo=kept)
 
     execute(world, draw)
     return network

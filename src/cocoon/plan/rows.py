@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, ClassVar
 
 from cocoon.errors import InvalidState
+from cocoon.model.network import Network
 from cocoon.model.vm import Protection, VMProcesses, VMState
 from cocoon.value import Value
 
@@ -91,3 +92,14 @@ class DeleteVM(RowChange):
 
     def apply(self, transaction: Transaction, outputs: Mapping[str, Value]) -> None:
         transaction.delete_vm(self.vm_id)
+
+
+class KeepNetwork(RowChange):
+    """The network is known again: what it has on the host could not be taken away."""
+
+    change: ClassVar[str] = "network-keep"
+    network: Network
+
+    def apply(self, transaction: Transaction, outputs: Mapping[str, Value]) -> None:
+        if transaction.network(self.network.name) is None:
+            transaction.put_network(self.network)
