@@ -2,7 +2,7 @@
 # ruff: noqa: T201
 """What commands and copies cost, in one running VM, beside `python -c pass` and the bare channel in the same run.
 
-    bench/exec.py [--rounds N] [--mib N] [--json]
+    bench/exec.py [--rounds N] [--mib N] [--execs N] [--json]
 
 `exec VM true`: user and system time of the whole command as a multiple of `python -c pass`, the cheapest of many runs
 of each in turn; the guest's own time is QEMU's and not in it. Then a file of 100 MiB into the guest and out of it by
@@ -41,11 +41,11 @@ class Bench:
     """A VM called `box`, and the installed command as a user has it."""
 
     def __init__(self, base: Path) -> None:
-        self.cocoon = fixtures.Cocoon(base / "cocoon")
+        self.cocoon = fixtures.Cocoon(base / "engine")
         self.cocoon.environment["PYTHONPATH"] = str(PROJECT / "src")
         self.launcher = [write_launcher(str(base)), "--root-dir", str(self.cocoon.root)]
         self.cocoon.run("kernel", "add", "--name", "debian", str(fixtures.fetch_kernel_deb()))
-        self.cocoon.run("image", "import", "busybox", str(fixtures.build_guest("busybox")))
+        self.cocoon.run("image", "import", "busybox", str(fixtures.build_busybox()))
         self.cocoon.run("run", "-d", "--name", "box", *VM, "busybox", "sleep", "100000")
         self.cocoon.run("exec", "box", "true")
 
@@ -83,17 +83,17 @@ def measure_exec(bench: Bench, rounds: int) -> dict[str, float]:
     }
 
 
-def measure_thousand(bench: Bench) -> dict[str, float]:
-    """What 1,000 of them leave."""
+def measure_many(bench: Bench, count: int) -> dict[str, float]:
+    """What many of them leave."""
     before, files = bench.init_kib("VmRSS"), bench.guest("ls /proc/1/fd | wc -l")
     begun = time.monotonic()
-    for _ in range(1000):
+    for _ in range(count):
         subprocess.run([*bench.launcher, "exec", "box", "true"], check=True)
     took = time.monotonic() - begun
     if bench.guest("ls /proc/1/fd | wc -l") != files:
         raise SystemExit("the guest's init has more files open than before")
     left = len(json.loads(bench.cocoon.run("exec", "--list", "-o", "json", "box").stdout)) - 1
-    return {"thousand_s": round(took, 1), "grown_kib": bench.init_kib("VmRSS") - before, "sessions_left": left}
+    return {"many_s": round(took, 1), "grown_kib": bench.init_kib("VmRSS") - before, "sessions_left": left}
 
 
 def measure_copies(bench: Bench, base: Path, mib: int) -> dict[str, float]:
@@ -122,6 +122,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="what commands and copies cost")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--mib", type=int, default=100)
+    parser.add_argument("--execs", type=int, default=1000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cocoon-bench-") as directory:
@@ -129,7 +130,7 @@ def main() -> int:
         bench = Bench(base)
         try:
             figures = measure_exec(bench, options.rounds) | measure_copies(bench, base, options.mib)
-            figures |= measure_thousand(bench)
+            figures |= measure_many(bench, options.execs)
         finally:
             bench.cocoon.close()
     budgets = {

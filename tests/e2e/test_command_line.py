@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,8 +107,10 @@ def test_the_foreground_takes_its_vm_along(shared_cocoon: Cocoon, number: int) -
         if "started front" in line:
             break
     assert names(shared_cocoon) == ["front"]
+    begun = time.monotonic()
     running.send_signal(number)
     assert running.wait(timeout=60) == 130
+    assert time.monotonic() - begun < 25, "a guest that still boots is asked until it listens, not waited for in vain"
     assert names(shared_cocoon) == []
 
 

@@ -26,18 +26,22 @@ if TYPE_CHECKING:
 
 BOOT_TIMEOUT_S = 600.0  # An emulated guest on a busy host; a VM that dies meanwhile is noticed at once.
 END_TIMEOUT_S = 30.0  # From the end of the command to that of the VM.
+LAST_MOMENTS_S = 5.0  # From the end of the channel to that of the VM.
 SHOWN_LINES = 20  # Of the console, when a guest ends before its command has begun.
 STDIN = 0
 
 
 def run_attached(engine: Engine, spec: VMSpec) -> int:
     """Runs a VM whose command waits for us, carries it to its end, and returns its exit status."""
+    from cocoon.host.signals import Gate
+
     with own_failures():
         if spec.process.tty and not os.isatty(STDIN):
             raise InvalidState("-t needs a terminal, and stdin is none", hint="leave -t out; -i alone passes stdin on")
         vm = engine.run_vm(spec)
         try:
-            channel = _meet(engine, vm)
+            with Gate() as gate:
+                channel = gate.call(lambda: _meet(engine, vm))
         except KeyboardInterrupt:
             return _interrupted(engine, vm)
         with channel:
@@ -51,13 +55,21 @@ def _meet(engine: Engine, vm: VMRecord) -> Channel:
     try:
         return open_guest(engine.paths, vm, timeout_s=BOOT_TIMEOUT_S)
     except (APIFailed, InvalidState) as error:
-        lines = _console_tail(engine, vm)
-        if engine.find_vm(vm.id).state is VMState.RUNNING:
+        # The channel goes first, its VM a moment later.
+        if not _has_ended(engine, vm):
             raise
+        lines = _console_tail(engine, vm)
         remove_ended(engine, vm)
         write_stderr("".join(f"{line}\n" for line in lines))
         what = f"the VM {vm.spec.name} ended before its command began; the last lines of its console are above"
         raise APIFailed(what, hint=f"cocoon logs {vm.spec.name}" if not vm.spec.remove_on_exit else "") from error
+
+
+def _has_ended(engine: Engine, vm: VMRecord) -> bool:
+    try:
+        return engine.wait_end(vm.id, timeout_s=LAST_MOMENTS_S)
+    except NotFound:
+        return True  # Another command has removed it already.
 
 
 def _console_tail(engine: Engine, vm: VMRecord) -> list[str]:

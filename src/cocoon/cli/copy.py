@@ -11,7 +11,7 @@ from cocoon.cli.grammar import Call, Command, Option
 from cocoon.cli.options import checked_reference
 from cocoon.cli.output import say
 from cocoon.engine.access import open_guest
-from cocoon.errors import Interrupted, InvalidSpec
+from cocoon.errors import APIFailed, Interrupted, InvalidSpec
 from cocoon.host.signals import Gate, Stop
 from cocoon.units import render_size
 
@@ -66,6 +66,11 @@ def _copy(channel: Channel, call: Call, *, source: tuple[str, str], target: tupl
         copied = verbs.copy_out(channel, source_path, target_path, follow=follow)
     for remark in copied.remarks:
         say(remark)
+    if copied.left_out:
+        raise APIFailed(
+            f"{copied.left_out} of the files were not copied, or not as they are; all others were",
+            hint="which and why is above" + (", of the first ones" if copied.left_out > len(copied.remarks) else ""),
+        )
     return f"copied {render_size(copied.size_bytes)}"
 
 
@@ -94,7 +99,8 @@ COMMANDS = {
         details="One of the two is VM:PATH. A directory is copied with all that is in it: into TARGET when that is a "
         "directory, else as TARGET; with /. at its end only what is in it. SOURCE - reads an archive from standard "
         "input, TARGET - writes one to standard output. Owners, modes and times are kept, links stay links; on the "
-        "host nothing is ever written outside TARGET, and set-id bits and devices are left out.",
+        "host nothing is ever written outside TARGET, and set-id bits and devices are left out. Exit status 1 when "
+        "something was left out; the rest is copied all the same.",
         completes="file",
         examples=(
             "cocoon cp ./site web:/srv/www",

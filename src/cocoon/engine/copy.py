@@ -37,11 +37,13 @@ MAKE_IT = "make it first: cocoon exec VM mkdir -p DIRECTORY"
 
 
 class Copied(Value):
-    """What became of a copy: `remarks` are lines about what was left out or changed."""
+    """What became of a copy: `remarks` are lines about what was left out or changed, not more than a few; `left_out`
+    counts what was asked for and is not there."""
 
     files: int
     size_bytes: int
     remarks: tuple[str, ...]
+    left_out: int
 
 
 def guest_path(path: str) -> str:
@@ -64,7 +66,9 @@ def copy_in(channel: Channel, source: str, target: str, *, follow: bool) -> Copi
         if ended is not None:
             break  # It has refused; its words say why.
     complaints.check(ended or _finish_input(session, complaints))
-    return Copied(files=packer.entries, size_bytes=packer.content_bytes, remarks=tuple(packer.remarks))
+    return Copied(
+        files=packer.entries, size_bytes=packer.content_bytes, remarks=tuple(packer.remarks), left_out=packer.left_out
+    )
 
 
 def copy_archive_in(channel: Channel, read: Callable[[int], bytes], target: str) -> None:
@@ -104,7 +108,9 @@ def copy_out(channel: Channel, source: str, target: str, *, follow: bool) -> Cop
     finally:
         unpacker.abandon()
         os.close(root)
-    return Copied(files=unpacker.files, size_bytes=received, remarks=tuple(unpacker.remarks))
+    return Copied(
+        files=unpacker.files, size_bytes=received, remarks=tuple(unpacker.remarks), left_out=unpacker.left_out
+    )
 
 
 def copy_archive_out(channel: Channel, source: str, write: Callable[[memoryview], object], *, follow: bool) -> None:
@@ -174,7 +180,10 @@ def _place_on_host(target: str, source: str) -> _Place:
         return _Place(directory=target, name="" if contents or not name else name)
     parent, last = os.path.split(target.rstrip("/"))
     if contents and last not in ("", ".", "..") and os.path.isdir(parent or "."):
-        os.mkdir(target)
+        try:
+            os.mkdir(target)
+        except OSError as error:
+            raise host_fault(f"make {printable(target, 400)}", error) from error
         return _Place(directory=target, name="")
     if target.endswith("/") or last in ("", ".", "..") or not os.path.isdir(parent or "."):
         where = target if target.endswith("/") else parent

@@ -16,7 +16,7 @@ from cocoon.engine.exit_status import ForgetExitStatus, NoteExitStatus, config_d
 from cocoon.engine.initrd import refresh_boot
 from cocoon.engine.network import check_ports_free, networks_of
 from cocoon.engine.reconcile import is_running, reconcile_vm
-from cocoon.engine.stopping import END_GRACE_S, AskGuest, EndVMM, WaitForEnd
+from cocoon.engine.stopping import END_GRACE_S, AskGuest, EndVMM
 from cocoon.errors import CocoonError, Interrupted, InvalidState
 from cocoon.host.facts import gather_facts
 from cocoon.host.files import make_directory, remove_tree
@@ -193,9 +193,11 @@ def plan_end_steps(vm: VMRecord, *, timeout_s: float) -> tuple[Step, ...]:
         if timeout_s > 0:
             ours = isinstance(vm.boot, DirectBoot) and bool(vm.boot.kernel)
             steps.append(
-                AskGuest(vm_id=vm.id, uid=vm.uid, processes=vm.processes, hypervisor=vm.hypervisor, surely=ours)
-            )
-            steps.append(WaitForEnd(processes=vm.processes, timeout_s=timeout_s))
+                AskGuest(
+                    vm_id=vm.id, uid=vm.uid, processes=vm.processes, hypervisor=vm.hypervisor, surely=ours,
+                    timeout_s=timeout_s,
+                )
+            )  # fmt: skip
         steps.append(EndVMM(vm_id=vm.id, processes=vm.processes, grace_s=END_GRACE_S))
     steps.append(RemoveCgroup(vm_id=vm.id))
     return (*steps, *plan_network_end(vm))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, ClassVar
 
 from cocoon.errors import CocoonError, Timeout
@@ -19,13 +20,19 @@ END_GRACE_S = 8.0
 ASK_TIMEOUT_S = 2.0
 # For an image that may have the agent or not: one that has answers in milliseconds, and the power button is no loss.
 TRY_TIMEOUT_S = 0.5
+# What is sent to a guest that still boots lies in the VMM until it listens: one long request meets it at once. It ends
+# with the VM, and is begun anew now and then for whatever made it fail.
+ASK_AGAIN_S = 10.0
+ASK_PAUSE_S = 0.5
 
 
 class AskGuest(Step):
-    """Asks the guest to shut itself down: over the control channel where somebody serves it, else by the power button.
+    """Asks the guest to shut itself down, and waits for the VM's end: at most `timeout_s` seconds for both.
 
-    `surely`: our own initramfs serves the channel; an image with a kernel of its own may have the agent. A guest that
-    does not listen is no failure: what follows in the plan ends it anyway.
+    It is asked over the control channel; where nobody listens at once (an image without the agent, or a guest that
+    still boots and would lose the press) the power button is pressed once, and the channel asked on until somebody
+    does listen. `surely`: our own initramfs serves the channel; an image with a kernel of its own may have the agent. A
+    guest that does neither is no failure: what follows in the plan ends it anyway.
     """
 
     step: ClassVar[str] = "ask-guest"
@@ -34,26 +41,37 @@ class AskGuest(Step):
     processes: VMProcesses
     hypervisor: str
     surely: bool
+    timeout_s: float
 
     def describe(self) -> tuple[str, ...]:
-        way = "`shutdown` on its control channel" + ("" if self.surely else ", else the power button")
-        return (f"# ask the guest of VM {self.vm_id} to shut down: {way}",)
+        way = "`shutdown` on its control channel" + ("" if self.surely else ", and the power button")
+        return (
+            f"# ask the guest of VM {self.vm_id} to shut down: {way}",
+            f"timeout {self.timeout_s:g} tail --pid={self.processes.supervisor.pid} -f /dev/null",
+        )
 
     def apply(self, world: World) -> Value | None:
-        from cocoon.guest.channel import ask_shutdown
-
-        timeout_s = ASK_TIMEOUT_S if self.surely else TRY_TIMEOUT_S
-        try:
-            ask_shutdown(world.paths.vm(self.vm_id), self.processes, self.uid, timeout_s=timeout_s)
-            return None
-        except CocoonError as error:
-            if self.surely:
-                world.report(f"{error.message}; trying the power button")
-        self._press_power_button(world)
+        deadline = time.monotonic() + self.timeout_s
+        if not self._ask(world, min(ASK_TIMEOUT_S if self.surely else TRY_TIMEOUT_S, self.timeout_s)):
+            self._press_power_button(world)
+            while (left := deadline - time.monotonic()) > 0 and not self._ask(world, min(left, ASK_AGAIN_S)):
+                if process.wait_gone(self.processes.supervisor, min(left, ASK_PAUSE_S)):
+                    return None
+        process.wait_gone(self.processes.supervisor, max(0.0, deadline - time.monotonic()))
         return None
 
     def undo(self, world: World) -> None:
         """Nothing: a request cannot be taken back."""
+
+    def _ask(self, world: World, timeout_s: float) -> bool:
+        """Whether the guest has agreed within that time."""
+        from cocoon.guest.channel import ask_shutdown
+
+        try:
+            ask_shutdown(world.paths.vm(self.vm_id), self.processes, self.uid, timeout_s=timeout_s)
+        except CocoonError:
+            return False
+        return True
 
     def _press_power_button(self, world: World) -> None:
         from cocoon.hypervisors import discovery
@@ -66,26 +84,8 @@ class AskGuest(Step):
             try:
                 step.apply(world)
             except CocoonError as error:
-                world.report(f"the VMM does not take the request to shut down: {error.message}")
-
-
-class WaitForEnd(Step):
-    """Waits at most `timeout_s` seconds until the VM has ended by itself; nothing polls."""
-
-    step: ClassVar[str] = "wait"
-    processes: VMProcesses
-    timeout_s: float
-
-    def describe(self) -> tuple[str, ...]:
-        pid = self.processes.supervisor.pid
-        return (f"timeout {self.timeout_s:g} tail --pid={pid} -f /dev/null",)
-
-    def apply(self, world: World) -> Value | None:
-        process.wait_gone(self.processes.supervisor, self.timeout_s)
-        return None
-
-    def undo(self, world: World) -> None:
-        """Nothing was done."""
+                if not process.wait_gone(self.processes.supervisor, 0):
+                    world.report(f"the VMM does not take the request to shut down: {error.message}")
 
 
 class EndVMM(Step):

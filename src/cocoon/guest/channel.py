@@ -358,7 +358,8 @@ def ask_shutdown(
 ) -> None:
     """Has the guest shut itself down: its command gets `grace_s` seconds to end. Returns when the guest has agreed.
 
-    Raises what `open_channel` and `Channel.request` raise, when nobody there listens.
+    Raises what `open_channel` and `Channel.request` raise, when nobody there listens within `timeout_s`.
     """
+    deadline = time.monotonic() + timeout_s
     with open_channel(paths, processes, uid, timeout_s=timeout_s, short=True) as channel:
-        channel.request("shutdown", ("grace", str(grace_s)), timeout_s=timeout_s)
+        channel.request("shutdown", ("grace", str(grace_s)), timeout_s=max(0.0, deadline - time.monotonic()))

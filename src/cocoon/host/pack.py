@@ -29,11 +29,13 @@ class Packer:
 
     The first component of every member is `name`; with "" they are the directory `./` and what is in it.
     `max_bytes` bounds the content, `max_entries` the number of members. `remarks` are lines about what was left out, at
-    most MAX_REMARKS of them. Raises NotFound, InvalidSpec when it is more than the limits, HostFault.
+    most MAX_REMARKS of them; `left_out` counts what is not in the archive as it is on the disk. Raises NotFound,
+    InvalidSpec when it is more than the limits, HostFault.
     """
 
     def __init__(self, path: str, name: str, *, max_bytes: int, max_entries: int, follow: bool = False) -> None:
         self.remarks: list[str] = []
+        self.left_out = 0
         self.entries = 0
         self.content_bytes = 0
         self._path = path
@@ -176,5 +178,6 @@ class Packer:
         return host_fault(f"read {printable(path, 400)}", error)
 
     def _remark(self, inner: str, why: str) -> None:
+        self.left_out += 1
         if len(self.remarks) < MAX_REMARKS:
             self.remarks.append(f"{printable(inner)}: {why}")
