@@ -81,7 +81,10 @@ def test_on_a_terminal(shared_cocoon: Cocoon, terminals) -> None:
     assert session.end() == 0
     assert "cocoon attach seen" in session.seen and names(shared_cocoon) == ["seen"]
     again = terminals("attach", "seen")
+    again.resize(41, 101)  # Before it listens for such news.
     again.wait_for("hi-42")
+    again.type("stty size\r")
+    again.wait_for("41 101")
     again.type("exit 3\r")
     assert again.end() == 3
     assert names(shared_cocoon) == [], "a VM with --rm is removed by whoever saw its end"

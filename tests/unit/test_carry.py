@@ -105,6 +105,14 @@ def test_a_stalled_reader_does_not_stall_the_other_output_or_the_signals(agent: 
     assert running.wait(timeout=20) == 9
 
 
+def test_a_timeout_does_not_wait_for_a_reader_that_stalls(agent: agent_scene.Agent) -> None:
+    running = joined(agent, "sh", "-c", "exec yes", options="timeout=1")
+    try:
+        assert running.wait(timeout=30) == 124
+    finally:
+        running.kill()
+
+
 def test_the_second_interrupt_leaves(agent: agent_scene.Agent) -> None:
     running = joined(agent, "sh", "-c", "trap '' INT; echo $$; exec sleep 100")
     assert running.stdout is not None
@@ -155,7 +163,7 @@ def test_overdue(agent: agent_scene.Agent) -> None:
 
 
 def test_a_guest_that_vanishes(agent: agent_scene.Agent) -> None:
-    running = joined(agent, "sh", "-c", "echo up; kill -STOP $PPID; sleep 100")
+    running = joined(agent, "sh", "-c", "echo up; sleep 1; kill -STOP $PPID; sleep 100")
     assert running.stdout is not None and running.stdout.readline() == b"up\n"
     agent.process.kill()
     assert running.wait(timeout=20) == 125

@@ -138,6 +138,34 @@ def test_a_greeting_that_was_answered_twice(pair):
     assert Channel(pair[0], timeout_s=5).request("ping").records == (("ok", ""),)
 
 
+def keep_sending(connection: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            connection.sendall(data)
+
+
+def test_a_guest_that_floods_with_empty_parts_of_an_answer_is_a_timeout(pair):
+    Guest(pair[1], lambda message: b"")
+    channel = Channel(pair[0], timeout_s=5)
+    threading.Thread(target=keep_sending, args=(pair[1], frame(ANSWER, 1) * 100), daemon=True).start()
+    with pytest.raises(Timeout, match="does not answer"):
+        channel.request("dance", timeout_s=0.3)
+
+
+def test_a_guest_that_goes_on_welcoming_is_refused(pair):
+    sent = []
+
+    def greet(greeting: bytes) -> bytes:
+        sent.append(welcome(greeting))
+        return sent[0]
+
+    Guest(pair[1], lambda message: b"", greet=greet)
+    channel = Channel(pair[0], timeout_s=5)
+    threading.Thread(target=keep_sending, args=(pair[1], sent[0] * 100), daemon=True).start()
+    with pytest.raises(APIFailed, match="greets"):
+        channel.frames(None)
+
+
 def test_a_silent_guest_is_a_timeout(pair):
     with pytest.raises(Timeout, match="does not answer"):
         Channel(pair[0], timeout_s=0.1)

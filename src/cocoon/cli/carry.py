@@ -114,6 +114,12 @@ class _Outlet:
             waits, self.is_broken = False, True  # Closed by whoever started us: nobody wants it.
         self._step = PIPE_BYTES if waits else READ_BYTES
 
+    def takes_more(self) -> bool:
+        """Whether `write_some` would not wait now."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        return bool(poll.poll(0))
+
     def write_some(self) -> int:
         """Writes what can be written without waiting, once; how much. Raises HostFault; a reader that went away breaks
         the outlet, and all that follows is dropped."""
@@ -155,6 +161,8 @@ class _Carrier:
 
     def run(self, deadline: float | None) -> Exit:
         """Until the command's end; see `carry`."""
+        if self._parser is not None:
+            self._session.resize(window_size())  # A session that is joined had another terminal, or none.
         ended = self._take(self._session.events(0))  # What came together with the answer to our request.
         while ended is None:
             ready = self._wait(deadline)
@@ -272,7 +280,7 @@ class _Carrier:
                     self._flush()
                     raise TimedOut
                 for lane, outlet in self._outlets.items():
-                    if outlet.pending:
+                    if outlet.pending and outlet.takes_more():
                         self._write(lane, outlet)
         raise TimedOut
 

@@ -42,6 +42,8 @@ OVERHEAD = HEADER.size + KEY.size
 # Ends whatever frame a former client left half of: the longest one and more.
 FILLER = bytes(16400)
 FIRST_PATIENCE_S, LAST_PATIENCE_S = 0.25, 4.0
+# Greetings that were answered more than once: more than anybody sends in the time that a guest may take to boot.
+MAX_WELCOMES = 256
 READ_BYTES = 65536
 PORT_POLL_S = 0.01
 
@@ -83,6 +85,7 @@ class Channel:
         self._received = bytearray()
         self._aside: list[Frame] = []
         self._welcome = b""
+        self._welcomes_left = MAX_WELCOMES
         self._key = 0
         self.closed = False
         try:
@@ -148,8 +151,10 @@ class Channel:
             if found:
                 return found
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._receive(left) and left is not None and (deadline or 0) <= time.monotonic():
-                return []
+            received = self._receive(left)
+            # Also of a guest that sends and sends, and never a whole frame: the last look.
+            if left == 0.0 or (not received and left is not None):
+                return self._take_frames()
 
     def broken(self, what: str) -> NoReturn:
         """Raises APIFailed: the guest did what the protocol does not allow."""
@@ -223,9 +228,7 @@ class Channel:
         except TimeoutError as error:
             raise Timeout("the guest does not read its control channel") from error
         except OSError as error:
-            raise APIFailed(
-                f"the control channel broke: {error.strerror}", hint="has the VM ended? see vm list"
-            ) from error
+            raise _broken_off(error) from error
 
     def _receive(self, timeout_s: float | None) -> bool:
         """One read; False when nothing came in time."""
@@ -235,9 +238,7 @@ class Channel:
         except (TimeoutError, BlockingIOError):
             return False
         except OSError as error:
-            raise APIFailed(
-                f"the control channel broke: {error.strerror}", hint="has the VM ended? see vm list"
-            ) from error
+            raise _broken_off(error) from error
         if not chunk:
             raise APIFailed("the control channel was closed: the VM has ended", hint=ENDED)
         self._received += chunk
@@ -251,8 +252,9 @@ class Channel:
             if received.startswith(WELCOME, at):  # Our greeting came twice, and so does the answer.
                 if len(received) - at < HELLO_BYTES:
                     break
-                if received[at : at + HELLO_BYTES] != self._welcome:
+                if received[at : at + HELLO_BYTES] != self._welcome or not self._welcomes_left:
                     self.broken("it greets another client")
+                self._welcomes_left -= 1
                 at += HELLO_BYTES
                 continue
             if key != self._key or length > MAX_PAYLOAD:
@@ -288,6 +290,8 @@ class Channel:
                         return self._read_answer(verb, message)
                 if aside_bytes > MAX_ASIDE_BYTES:
                     self.broken("it sends more than it was given credit for")
+                if time.monotonic() >= deadline:
+                    raise Timeout(f"the guest does not answer `{verb}` on its control channel")
         finally:
             self._aside = aside
 
@@ -303,6 +307,12 @@ class Channel:
             self.broken(f"its answer to {verb} is neither ok nor error")
         refusal = _REFUSALS.get(answer.first("kind"), APIFailed)
         raise refusal(f"the guest refuses {verb}: {printable(pairs[0][2])}")
+
+
+def _broken_off(error: OSError) -> APIFailed:
+    if isinstance(error, (BrokenPipeError, ConnectionResetError)):  # The VMM has gone, with something unread.
+        return APIFailed("the control channel was closed: the VM has ended", hint=ENDED)
+    return APIFailed(f"the control channel broke: {error.strerror}", hint=ENDED)
 
 
 def _render_record(key: str, value: str) -> bytes:
