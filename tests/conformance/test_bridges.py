@@ -22,7 +22,7 @@ from cocoon.errors import HostFault, InvalidSpec, InvalidState, NotFound
 from cocoon.host import netlink, netns, nft
 from cocoon.model.network import Network
 from cocoon.model.vm import VMState
-from cocoon.network.rules import render_removal
+from cocoon.network.rules import render_probe, render_removal
 from cocoon.network.steps import EnsureBridge, MakeTap, RemoveBridge, Unplug
 from cocoon.plan.execute import execute
 from cocoon.plan.plan import Plan
@@ -166,3 +166,11 @@ def test_a_network_that_cannot_be_taken_away_stays_known(world: World, monkeypat
     assert [network.name for network, _ in list_networks(world)] == ["lab"]
     remove_network(world, "lab")
     assert list_networks(world) == []
+
+
+def test_rules_are_checked_without_being_loaded() -> None:
+    nft.load_rules(render_probe(), only_check=True)
+    tables = subprocess.run(["nft", "list", "tables"], check=True, capture_output=True, text=True).stdout
+    assert "probe" not in tables
+    with pytest.raises(HostFault):
+        nft.load_rules(render_probe().replace('fwd to "lo"', "no such statement"), only_check=True)

@@ -34,7 +34,7 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
 
 def test_this_host(config: Config) -> None:
     findings = by_name(diagnose(config))
-    for name in ("user", "machine", "qemu", "mkfs.ext4", "tun"):
+    for name in ("user", "machine", "qemu", "mkfs.ext4", "tun", "nft"):
         assert findings[name].status == OK, findings[name]
     assert findings["kvm"].status == WARN
     assert "a test says so" in findings["kvm"].detail

@@ -47,7 +47,7 @@ def diagnose(config: Config) -> list[Finding]:
     findings += _hypervisors(facts)
     findings += [_mkfs_erofs(config), *(_tool(name, package) for name, package in TOOLS), *_firmware(facts)]
     findings += [_program(name) for name in PROGRAMS]
-    findings += [_tun(), _cgroups(facts), _landlock(), _memory(facts)]
+    findings += [_tun(), _packet_filter(), _cgroups(facts), _landlock(), _memory(facts)]
     directory = _existing_parent(config.root_dir)
     findings += [_file_system(directory), _reflink(directory), _space(directory), _store(config)]
     return findings
@@ -172,6 +172,20 @@ def _tun() -> Finding:
         detail = f"{TUN_DEVICE}: {error.strerror}"
         return Finding(name="tun", status=FAIL, detail=detail, hint="modprobe tun, or use --nics 0")
     return Finding(name="tun", status=OK, detail=TUN_DEVICE)
+
+
+def _packet_filter() -> Finding:
+    """Whether the kernel takes the rules that fence VMs; nothing is loaded."""
+    from cocoon.host.nft import load_rules
+    from cocoon.network.rules import render_probe
+
+    try:
+        load_rules(render_probe(), only_check=True)
+    except CocoonError as error:
+        missing = find_program("nft") is None
+        hint = "apt-get install nftables" if missing else "modprobe -a nf_tables nft_fwd_netdev nft_fib_inet nft_masq"
+        return Finding(name="nft", status=FAIL, detail=error.message, hint=f"{hint}; or use --nics 0")
+    return Finding(name="nft", status=OK, detail="fences, ports and masquerading")
 
 
 def _cgroups(facts: HostFacts) -> Finding:

@@ -8,8 +8,9 @@ from cocoon.host.command import find_program, run
 TIMEOUT_S = 20.0
 
 
-def load_rules(text: str) -> None:
-    """Loads a ruleset in the calling thread's network namespace, as one transaction.
+def load_rules(text: str, *, only_check: bool = False) -> None:
+    """Loads a ruleset in the calling thread's network namespace, as one transaction; with `only_check` the kernel only
+    says whether it would.
 
     Raises NotFound when it takes away what is not there, HostFault when `nft` is not installed, or with its words when
     the kernel refuses.
@@ -18,7 +19,7 @@ def load_rules(text: str) -> None:
     if program is None:
         raise HostFault("nft is not installed", hint="apt-get install nftables")
     try:
-        run([program, "-f", "-"], timeout_s=TIMEOUT_S, input_bytes=text.encode())
+        run([program, *(["--check"] if only_check else []), "-f", "-"], timeout_s=TIMEOUT_S, input_bytes=text.encode())
     except CommandFailed as error:
         if "No such file or directory" in error.message:
             raise NotFound(f"packet filter: {error.message}") from error

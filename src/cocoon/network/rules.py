@@ -38,6 +38,29 @@ def render_fences_removal() -> str:
     return f"table netdev {TABLE}\ndelete table netdev {TABLE}\n"
 
 
+def render_probe() -> str:
+    """One of every kind of rule that a VM's namespace and the host need, to ask a kernel whether it has them."""
+    return f"""table netdev {TABLE}-probe {{
+  chain from {{
+    type filter hook ingress device "lo" priority 0; policy drop;
+    icmpv6 type nd-neighbor-advert @th,64,128 != 0x1 drop
+    fwd to "lo"
+  }}
+}}
+table inet {TABLE}-probe {{
+  map ports {{ type inet_service : ipv4_addr . inet_service; }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat; policy accept;
+    fib daddr type local dnat ip to tcp dport map @ports
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ct status dnat masquerade
+  }}
+}}
+"""
+
+
 def _from_guest(nic: NIC) -> list[str]:
     forward = f'fwd to "{inner_name(nic.index)}"'
     return [
