@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from cocoon.errors import CocoonError, Corrupt, InvalidSpec, Unsupported
 from cocoon.host.archive import TarScanner, directory_block
+from cocoon.host.locks import try_lock
+from cocoon.images import parts
 from cocoon.images.bootfiles import Candidate, LayerScan, choose_boot_files, version_key
 from cocoon.images.decompress import Decompressor, plain_limit
 from cocoon.images.erofs import blob_uuid
@@ -290,3 +293,21 @@ def test_uuids() -> None:
     import uuid
 
     assert blob_uuid("sha256:abc") == str(uuid.uuid5(uuid.NAMESPACE_URL, "sha256:abc"))
+
+
+def test_a_lock_is_removed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the second removal takes the lock of a command that has come between the two."""
+    path = tmp_path / f"{'a' * 64}.lock"
+    path.touch()
+    came_between = []
+
+    def remove(name: str) -> None:
+        Path(name).unlink(missing_ok=True)
+        came_between.append(try_lock(str(path)))
+
+    monkeypatch.setattr(parts, "remove_file", remove)
+    assert parts.remove_part(str(path))
+    assert path.exists() == bool(came_between)
+    path.with_suffix(".part").touch()
+    assert parts.remove_part(str(path.with_suffix(".part")))
+    assert list(tmp_path.iterdir()) == []

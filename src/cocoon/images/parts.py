@@ -18,7 +18,7 @@ from cocoon.host.locks import try_lock
 from cocoon.units import MIB
 from cocoon.value import Value
 
-SUFFIX, LOCK_SUFFIX = ".part", ".lock"  # The lock is that of images/turns.py.
+SUFFIX, LOCK_SUFFIX = ".part", ".lock"
 LEAST_BYTES = 1 * MIB  # Of a layer that is worth it.
 CHUNK_BYTES = 1 * MIB
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -126,7 +126,8 @@ def remove_part(path: str) -> bool:
     if held is None:
         return False
     try:
-        remove_file(path)
+        if path != held.path:  # A lock goes once, with its holder: the next file of its name is somebody else's.
+            remove_file(path)
         return True
     finally:
         held.remove()

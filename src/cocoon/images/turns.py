@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from cocoon.errors import Timeout
 from cocoon.host.locks import Lock, try_lock
+from cocoon.images.parts import lock_of, part_path
 from cocoon.images.source import Cancel, SourceLayer
 
 POLL_S = 0.1
@@ -57,4 +58,4 @@ class Turns:
 
 def lock_path(directory: str, digest: str) -> str:
     """The lock of this layer."""
-    return f"{directory}/{digest.removeprefix('sha256:')}.lock"
+    return lock_of(part_path(directory, digest))
