@@ -10,8 +10,8 @@ import os
 import struct
 
 from cocoon.errors import HostFault
+from cocoon.host.netlink import IFNAMSIZ
 
-IFNAMSIZ = 16
 TUNSETIFF = 0x400454CA
 TUNSETPERSIST = 0x400454CB
 TUNSETOWNER = 0x400454CC
