@@ -11,7 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* How long the machine stays for a client that is to have the main command's output and status. */
+/* How long the machine stays for a client that is to have the main command's output and status: from the command's begin
+ * until one comes, and from its end until that one has it. */
 #define FIRST_CLIENT_MS 30000
 #define LAST_CLIENT_MS 10000
 
@@ -84,20 +85,30 @@ void start_main_command(struct config *config)
 		start_on_lanes(session, &launch);
 }
 
-/* Ended, and whoever wants to know how knows, or has had time enough. Otherwise `*look_again_ms` says when to ask. */
+/* Ended, and whoever wants to know how knows, or has had time enough. Otherwise `*look_again_ms` says when to ask, if at
+ * all. A command that was to have a client and gets none (its VM was started again by itself) goes on without. */
 bool main_command_is_over(int64_t *look_again_ms)
 {
-	static int64_t ended_ms;
+	static int64_t began_ms, ended_ms;
 	struct session *session = &sessions[0];
-	bool wanted = session->awaits_client || count_clients(session);
 
-	if (!session->ended)
-		return false;
-	if (!ended_ms)
+	if (!began_ms)
+		began_ms = now_ms();
+	if (session->awaits_client && now_ms() >= began_ms + FIRST_CLIENT_MS) {
+		session->awaits_client = false;
+		session->more = true; /* its output waits for nobody now */
+	}
+	if (session->ended && !ended_ms)
 		ended_ms = now_ms();
+	if (session->awaits_client)
+		*look_again_ms = began_ms + FIRST_CLIENT_MS;
+	else if (session->ended)
+		*look_again_ms = ended_ms + LAST_CLIENT_MS;
+	if (!session->ended || session->awaits_client)
+		return false;
+	bool wanted = count_clients(session);
 	for (size_t i = 0; i < MAX_CONNECTIONS; i++)
 		wanted = wanted || connections[i].farewell;
-	*look_again_ms = ended_ms + (session->awaits_client ? FIRST_CLIENT_MS : LAST_CLIENT_MS);
 	return !wanted || now_ms() >= *look_again_ms;
 }
 

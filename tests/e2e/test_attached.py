@@ -70,6 +70,14 @@ def test_a_detached_vm_leaves_its_status_although_nobody_listens(shared_cocoon: 
     assert names(shared_cocoon) == ["alone"]
 
 
+def test_started_again_it_does_not_wait_for_a_client_for_ever(shared_cocoon: Cocoon) -> None:
+    script = "head -c 1000000 /dev/zero | tr '\\0' x; exit 5"
+    done = shared_cocoon.run("run", "--name", "again", *SMALL, "busybox", "sh", "-c", script, check=False)
+    assert done.returncode == 5 and len(done.stdout) == 1_000_000
+    shared_cocoon.run("start", "again")
+    assert shared_cocoon.run("wait", "again", timeout=110).stdout == "5\n"
+
+
 def test_on_a_terminal(shared_cocoon: Cocoon, terminals) -> None:
     session = terminals("run", "-it", "--rm", "--name", "seen", *SMALL, "busybox")
     session.wait_for(r"/home/guest # ")
