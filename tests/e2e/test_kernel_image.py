@@ -23,18 +23,22 @@ def test_an_image_with_its_own_kernel_boots_it_and_shuts_down_when_asked(
     layout = add_layers(kernel_image, tmp_path / "layout", more_layers(30))
     reference = registry.push(layout, "debian-vm:13")
     small = ("--cpu", "2", "--memory", "512M", "--storage", "1G", "--data-disk", "size=16M,name=db,mount=/srv/db")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "page").write_text("of the host\n")
+    small += ("-v", f"{tmp_path}/site:/srv/www")
     done = cocoon.run("run", "--name", "whole", *small, reference, timeout=300)
     assert f"image {reference} has 31 layers: the lowest 16 are merged, once" in done.stderr
     log = cocoon.wait_for_log("whole", "guest: up", timeout=240)
     assert "guest: host name whole, address 10.88.0." in log
     record = cocoon.json("vm", "inspect", "whole")
     assert record["boot"]["kernel"] == ""
-    assert [disk["role"] for disk in record["disks"]] == ["layer"] * OWN_KERNEL_LAYERS + ["cow", "data"]
+    assert [disk["role"] for disk in record["disks"]] == ["layer"] * OWN_KERNEL_LAYERS + ["cow", "data", "volume"]
     assert "boot=cocoon-overlay" in record["kernel_cmdline"]
-    assert " cocoon.data=db:/srv/db:ext4 " in record["kernel_cmdline"]
+    assert " cocoon.data=db:/srv/db:ext4,cocoon-volume0:/srv/www:erofs " in record["kernel_cmdline"]
+    assert cocoon.run("exec", "whole", "cat", "/srv/www/page", timeout=120).stdout == "of the host\n"
     cocoon.run("vm", "stop", "--timeout", "90", "whole", timeout=150)
     # Its overlay script has mounted the data disk.
-    disk = record["disks"][-1]["path"]
+    disk = record["disks"][-2]["path"]
     said = subprocess.run(["dumpe2fs", "-h", disk], check=True, capture_output=True, text=True).stdout
     assert re.search(r"^Mount count: +1$", said, re.MULTILINE), said
     # The agent asked systemd: it said so, and the VMM ended by itself.
