@@ -25,7 +25,10 @@ from cocoon.units import GIB, MIB, render_size
 from cocoon.value import Value
 
 PROGRAM = "qemu-img"
-MEMORY_BYTES = 1 * GIB
+# Addresses, not memory: where the disk is slow QEMU starts up to 64 threads, each with 8 MiB of stack, and an arena of
+# malloc's own reserves 64 MiB more. With 1 GiB it aborted ("qemu_thread_create") on a busy machine.
+MEMORY_BYTES = 2 * GIB
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 LEAST_TIME_S = 60.0
 BYTES_PER_S = 8 * MIB  # The slowest that is waited for: zlib on a busy machine does ten times as much.
 # Tables that point many times to the same place make a small file a large one. What compression has made small
@@ -79,7 +82,7 @@ def _run(facts: DiskFacts, size: int, *, jail: str, uid: int, what: str) -> None
     source = f"driver={facts.driver},file.driver=file,file.filename=/in{DRIVER_OPTIONS.get(facts.driver, '')}"
     argv = [PROGRAM, "convert", "--image-opts", source, "-O", "qcow2", "-o", "compat=1.1", "/out"]
     try:
-        run(argv, timeout_s=timeout_s, sandbox=sandbox)
+        run(argv, timeout_s=timeout_s, environment=ENVIRONMENT, sandbox=sandbox)
     except CommandFailed as error:
         if SIGXFSZ_WORDS in error.message or "File too large" in error.message:
             shown = f"{render_size(limit)} of the {render_size(size)} that it has"
