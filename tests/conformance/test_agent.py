@@ -124,8 +124,12 @@ def test_a_terminal(channel):
     session.write(b"stty size; echo $((40+2)); cat\n")
     until(b"42")
     assert b"20 70" in seen
+    session.write(b"meow\n")
+    until(b"meow\r\nmeow")  # Once by the terminal, once by cat: it runs, and Ctrl-C meets it.
     session.resize(WindowSize(rows=33, columns=44))
-    session.write(b"\x03stty size\n")  # Ctrl-C ends cat
+    session.write(b"\x03")  # Ctrl-C ends cat. What came with it, cat might still have taken.
+    until(b"^C\r\n# ")
+    session.write(b"stty size\n")
     until(b"33 44")
     session.write(b"sleep 100\n")
     session.signal(signal.SIGHUP)

@@ -158,7 +158,7 @@ def test_what_cannot_be_built_is_said(scene: Scene, wrong: str) -> None:
     ("changes", "words"),
     [
         ({"gid": -1}, "directive 3 of the order is not understood: gid"),
-        ({"arguments": ("/x",) * 600}, "not understood: argument"),
+        ({"arguments": ("/x",) * 2000}, "not understood: argument"),
         ({"uid": 2**32}, "not understood: uid"),
     ],
 )
