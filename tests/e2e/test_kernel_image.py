@@ -29,7 +29,7 @@ def test_an_image_with_its_own_kernel_boots_it_and_shuts_down_when_asked(
     done = cocoon.run("run", "--name", "whole", *small, reference, timeout=300)
     assert f"image {reference} has 31 layers: the lowest 16 are merged, once" in done.stderr
     log = cocoon.wait_for_log("whole", "guest: up", timeout=240)
-    assert "guest: host name whole, address 10.88.0." in log
+    assert "guest: host name whole, address 10." in log
     record = cocoon.json("vm", "inspect", "whole")
     assert record["boot"]["kernel"] == ""
     assert [disk["role"] for disk in record["disks"]] == ["layer"] * OWN_KERNEL_LAYERS + ["cow", "data", "volume"]
@@ -55,4 +55,4 @@ def test_a_plain_debian_boots_the_engines_kernel(
     cocoon.run("run", "--name", "trixie", "--cpu", "1", "--memory", "512M", reference, timeout=200)
     log = cocoon.wait_for_log("trixie", "guest: up", timeout=120)
     assert "Debian GNU/Linux" in log
-    assert "guest: host name trixie, address 10.88.0." in log
+    assert "guest: host name trixie, address 10." in log
