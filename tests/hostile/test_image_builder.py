@@ -22,7 +22,7 @@ from image_scene import (
 )
 
 NOSY = """#!/bin/sh
-case "$1" in --version) echo "mkfs.erofs (erofs-utils) 1.8.6"; exit;; esac
+case "$1" in --version | --help) echo "mkfs.erofs (erofs-utils) 1.8.6"; exit;; esac
 say() {{ printf '%s;' "$*" >&2; }}
 say uid $(id -u) groups $(id -G)
 say $(grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status | tr -s '[:space:]' ' ')
