@@ -30,10 +30,11 @@ MAX_RSS_KIB = 300 * 1024
 MUTATIONS = 10_000
 
 IMPORT_ALL = """
-import json, resource, sys, time
+import json, sys, time
 from cocoon.engine import image
 from cocoon.errors import CocoonError
 from image_scene import make_world
+from peak import peak_kib
 world = make_world(sys.argv[1])
 for path in sys.argv[2:]:
     begun = time.monotonic()
@@ -42,8 +43,7 @@ for path in sys.argv[2:]:
         print(json.dumps([path, "", "accepted", 0]))
     except CocoonError as error:
         print(json.dumps([path, type(error).__name__, error.message, time.monotonic() - begun]))
-peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print(json.dumps(["peak", "", "", max(peaks)]))
+print(json.dumps(["peak", "", "", peak_kib()]))
 """
 
 

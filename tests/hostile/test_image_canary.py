@@ -210,21 +210,20 @@ def test_windows_that_are_too_large(tmp_path: Path) -> None:
 
 
 MEASURE = """
-import resource, sys
+import sys
 sys.path[:0] = ["tests", "tests/hostile"]
 from pathlib import Path
 from cocoon.engine import image as verbs
 from cocoon.errors import CocoonError
 from image_scene import make_world
-from cocoon.host.archive import TarScanner
+from peak import peak_kib
 world = make_world(Path(sys.argv[1]))
 for path in sys.argv[2:]:
     try:
         verbs.import_image(world, "x", path)
     except CocoonError:
         pass
-for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-    print(resource.getrusage(who).ru_maxrss)
+print(peak_kib())
 """
 
 

@@ -102,15 +102,16 @@ def test_several_gzip_members(world, liar: LyingRegistry) -> None:
 
 
 BOMB = """
-import sys, resource
+import sys
 from cocoon.engine import image
 from image_scene import make_world
+from peak import peak_kib
 world = make_world(sys.argv[1])
 try:
     image.import_image(world, "x", sys.argv[2])
 except Exception as error:
     print(type(error).__name__, error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_kib())
 """
 
 
