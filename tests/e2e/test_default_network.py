@@ -28,6 +28,7 @@ def run_guest(cocoon: Cocoon, name: str, script: str, *options: str) -> dict:
 
 def test_guests_reach_each_other_and_the_world(shared_cocoon: Cocoon, world: str) -> None:
     first = run_guest(shared_cocoon, "first", "httpd -p 80 -h /etc; ip -o address show eth0")
+    shared_cocoon.wait_for_log("first", "END")  # Its server listens.
     address = first["nics"][0]["address"]
     script = f"""
         ping -c 1 -W 5 {address} >/dev/null && echo peer-ok
