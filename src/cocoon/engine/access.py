@@ -9,9 +9,8 @@ from cocoon.errors import CocoonError, InvalidState, NotFound, Timeout
 from cocoon.model.vm import VMRecord, VMState
 
 if TYPE_CHECKING:
-    from cocoon.guest.channel import Channel
-    from cocoon.model.vm import VMProcesses
-    from cocoon.paths import Paths, VMPaths
+    from cocoon.guest.channel import Channel, ChannelAddress
+    from cocoon.paths import Paths
 
 ANSWER_TIMEOUT_S = 20.0
 BOOT_S = 120.0  # So long after its start a guest may still be on its way: emulated, on a busy host.
@@ -33,19 +32,18 @@ def open_guest(paths: Paths, vm: VMRecord, *, timeout_s: float = 0.0, short: boo
             f"VM {vm.spec.name} is {vm.state}, not running",
             hint=f"start it: cocoon start {vm.spec.name}; what it wrote: cocoon logs {vm.spec.name}",
         )
-    limit_s = timeout_s or patience_s(vm.started_at)
-    return open_channel_to(vm.spec.name, paths.vm(vm.id), vm.processes, uid=vm.uid, limits=(limit_s, short))
+    from cocoon.guest.channel import ChannelAddress
+
+    address = ChannelAddress(paths=paths.vm(vm.id), processes=vm.processes, uid=vm.uid, kind=vm.channel)
+    return open_channel_to(vm.spec.name, address, timeout_s=timeout_s or patience_s(vm.started_at), short=short)
 
 
-def open_channel_to(
-    name: str, paths: VMPaths, processes: VMProcesses, *, uid: int, limits: tuple[float, bool]
-) -> Channel:
-    """The same for what is known of a running VM; `limits` are the deadline and whether a short request is meant."""
+def open_channel_to(name: str, address: ChannelAddress, *, timeout_s: float, short: bool = False) -> Channel:
+    """The same for what is known of a running VM."""
     from cocoon.guest.channel import open_channel
 
-    timeout_s, short = limits
     try:
-        return open_channel(paths, processes, uid, timeout_s=timeout_s, short=short)
+        return open_channel(address, timeout_s=timeout_s, short=short)
     except Timeout as error:
         raise _silent(name, timeout_s, error) from error
     except NotFound as error:

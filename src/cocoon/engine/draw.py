@@ -73,6 +73,7 @@ def draw_record(
         first_booted=False,
         exit_reason="",
         revision=0,
+        channel=backend.channel,
     )
 
 

@@ -194,8 +194,8 @@ def plan_end_steps(vm: VMRecord, *, timeout_s: float) -> tuple[Step, ...]:
             ours = isinstance(vm.boot, DirectBoot) and bool(vm.boot.kernel)
             steps.append(
                 AskGuest(
-                    vm_id=vm.id, uid=vm.uid, processes=vm.processes, hypervisor=vm.hypervisor, surely=ours,
-                    timeout_s=timeout_s,
+                    vm_id=vm.id, uid=vm.uid, processes=vm.processes, hypervisor=vm.hypervisor, channel=vm.channel,
+                    surely=ours, timeout_s=timeout_s,
                 )
             )  # fmt: skip
         steps.append(EndVMM(vm_id=vm.id, processes=vm.processes, grace_s=END_GRACE_S))

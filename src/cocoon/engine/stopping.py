@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cocoon.errors import CocoonError, Timeout
 from cocoon.host import process
 from cocoon.host.locks import is_locked
+from cocoon.model.capsule import ChannelKind
 from cocoon.model.vm import VMProcesses
 from cocoon.plan.step import Step
 from cocoon.value import Value
@@ -40,6 +41,7 @@ class AskGuest(Step):
     uid: int
     processes: VMProcesses
     hypervisor: str
+    channel: ChannelKind
     surely: bool
     timeout_s: float
 
@@ -65,10 +67,12 @@ class AskGuest(Step):
 
     def _ask(self, world: World, timeout_s: float) -> bool:
         """Whether the guest has agreed within that time."""
-        from cocoon.guest.channel import ask_shutdown
+        from cocoon.guest.channel import ChannelAddress, ask_shutdown
 
+        paths = world.paths.vm(self.vm_id)
+        address = ChannelAddress(paths=paths, processes=self.processes, uid=self.uid, kind=self.channel)
         try:
-            ask_shutdown(world.paths.vm(self.vm_id), self.processes, self.uid, timeout_s=timeout_s)
+            ask_shutdown(address, timeout_s=timeout_s)
         except CocoonError:
             return False
         return True

@@ -12,7 +12,9 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from cocoon.errors import APIFailed, InvalidSpec, InvalidState, NotFound, Timeout, Unsupported
+from cocoon.model.capsule import ChannelKind
 from cocoon.units import printable
+from cocoon.value import Value
 
 if TYPE_CHECKING:
     import _socket
@@ -47,6 +49,7 @@ MAX_WELCOMES = 256
 READ_BYTES = 65536
 PORT_POLL_S = 0.01
 
+CLOSED = "the control channel was closed: the VM has ended, or the agent in it"
 ENDED = "has the VM ended? see: cocoon vm list"
 
 Frame = tuple[int, int, bytes]
@@ -54,6 +57,16 @@ _REFUSALS = {
     "missing": NotFound, "invalid": InvalidSpec, "busy": InvalidState, "unknown": Unsupported,
     "unsupported": Unsupported,
 }  # fmt: skip
+
+
+class ChannelAddress(Value):
+    """Where the control channel of a running VM is: the VM's directories, its capsule's processes, the uid that its VMM
+    runs as, and what the channel's ports are."""
+
+    paths: VMPaths
+    processes: VMProcesses
+    uid: int
+    kind: ChannelKind
 
 
 class Answer:
@@ -240,7 +253,7 @@ class Channel:
         except OSError as error:
             raise _broken_off(error) from error
         if not chunk:
-            raise APIFailed("the control channel was closed: the VM has ended", hint=ENDED)
+            raise APIFailed(CLOSED, hint=ENDED)
         self._received += chunk
         return True
 
@@ -311,7 +324,7 @@ class Channel:
 
 def _broken_off(error: OSError) -> APIFailed:
     if isinstance(error, (BrokenPipeError, ConnectionResetError)):  # The VMM has gone, with something unread.
-        return APIFailed("the control channel was closed: the VM has ended", hint=ENDED)
+        return APIFailed(CLOSED, hint=ENDED)
     return APIFailed(f"the control channel broke: {error.strerror}", hint=ENDED)
 
 
@@ -322,25 +335,33 @@ def _render_record(key: str, value: str) -> bytes:
     return key.encode() + b"=" + data + b"\0"
 
 
-def open_channel(paths: VMPaths, processes: VMProcesses, uid: int, *, timeout_s: float, short: bool = False) -> Channel:
-    """A channel to the guest of a running VM whose capsule these processes are and whose VMM runs as `uid`.
+def open_channel(address: ChannelAddress, *, timeout_s: float, short: bool = False) -> Channel:
+    """A channel to the guest at `address`, greeted.
 
     `short` is for requests that are answered at once, which get through when all sessions are taken. Raises Timeout
     when nothing in the guest serves the channel (an image without the agent, a guest still booting) or no port gets
     free, NotFound for a VM without these ports, InvalidState when the VM has ended, APIFailed, Unsupported.
     """
-    from cocoon.host.capsule_reach import connect_capsule_socket
-    from cocoon.model.capsule import channel_socket
-
     deadline = time.monotonic() + timeout_s
-    port, lock = _lock_port(paths, deadline, short=short)
+    port, lock = _lock_port(address.paths, deadline, short=short)
     try:
-        left = max(0.001, deadline - time.monotonic())
-        connection = connect_capsule_socket(processes, channel_socket(port), uid=uid, timeout_s=left)
+        connection = _connect(address, port, max(0.001, deadline - time.monotonic()))
     except BaseException:
         lock.release()
         raise
     return Channel(connection, timeout_s=max(0.001, deadline - time.monotonic()), owned=lock)
+
+
+def _connect(address: ChannelAddress, port: int, timeout_s: float) -> _socket.socket:
+    if address.kind is ChannelKind.VSOCK:
+        from cocoon.host.vsock import connect_vsock
+        from cocoon.model.capsule import VSOCK_BASE
+
+        return connect_vsock(address.processes, VSOCK_BASE + port, uid=address.uid, timeout_s=timeout_s)
+    from cocoon.host.capsule_reach import connect_capsule_socket
+    from cocoon.model.capsule import channel_socket
+
+    return connect_capsule_socket(address.processes, channel_socket(port), uid=address.uid, timeout_s=timeout_s)
 
 
 def _lock_port(paths: VMPaths, deadline: float, *, short: bool) -> tuple[int, Lock]:
@@ -363,13 +384,11 @@ def _lock_port(paths: VMPaths, deadline: float, *, short: bool) -> tuple[int, Lo
         time.sleep(PORT_POLL_S)
 
 
-def ask_shutdown(
-    paths: VMPaths, processes: VMProcesses, uid: int, *, timeout_s: float, grace_s: int = DEFAULT_GRACE_S
-) -> None:
+def ask_shutdown(address: ChannelAddress, *, timeout_s: float, grace_s: int = DEFAULT_GRACE_S) -> None:
     """Has the guest shut itself down: its command gets `grace_s` seconds to end. Returns when the guest has agreed.
 
     Raises what `open_channel` and `Channel.request` raise, when nobody there listens within `timeout_s`.
     """
     deadline = time.monotonic() + timeout_s
-    with open_channel(paths, processes, uid, timeout_s=timeout_s, short=True) as channel:
+    with open_channel(address, timeout_s=timeout_s, short=True) as channel:
         channel.request("shutdown", ("grace", str(grace_s)), timeout_s=max(0.0, deadline - time.monotonic()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from cocoon.model.capsule import ChannelKind
 from cocoon.model.host import Capability, HostFacts
 from cocoon.model.image import Image
 from cocoon.model.vm import VMRecord, VMSpec
@@ -14,10 +15,12 @@ FEWEST_LAYERS = 2  # An image's layers are merged into no fewer than this.
 
 
 class Hypervisor(Protocol):
-    """One VMM. `name` is what `--hypervisor` takes and records carry; a VM has at most `max_disks` disks."""
+    """One VMM. `name` is what `--hypervisor` takes and records carry; a VM has at most `max_disks` disks.
+    `channel` is what its VMs are talked to over."""
 
     name: str
     capabilities: Capability
+    channel: ChannelKind
     max_disks: int
 
     def check(self, spec: VMSpec, image: Image, facts: HostFacts) -> None:

@@ -7,10 +7,24 @@ through /proc/<init pid>/root.
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from cocoon.value import Value
 
 # Ports of the control channel: number 0 for short requests, the others for a session each (docs/protocol.md).
 CHANNEL_PORTS = 16
+# On a vsock, port N of the channel is this and N more. Below 1024, where a guest's own users cannot listen (AF_VSOCK's
+# LAST_RESERVED_PORT). native/guest/agent.h has the same number.
+VSOCK_BASE = 1000
+VSOCK_SOCKET = "/vm/run/vsock.sock"
+
+
+class ChannelKind(StrEnum):
+    """What the control channel's ports are: virtio ports, each with a socket of its own in the capsule, or ports of a
+    vsock, reached through the one socket that its device has there."""
+
+    PORTS = "ports"
+    VSOCK = "vsock"
 
 
 def channel_socket(port: int) -> str:

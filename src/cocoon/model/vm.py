@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from cocoon.model.capsule import ChannelKind
 from cocoon.value import Value
 
 
@@ -246,7 +247,7 @@ class VMRecord(Value):
 
     `image_digest` is `sha256:<hex>` of the image's manifest or configuration; `uid` is the VM's own user and group.
     `exit_reason` says how the last VMM ended, in words; `exit_status` what the guest's command ended with (128 + n for
-    signal n), None while it runs and where nobody knows.
+    signal n), None while it runs and where nobody knows. `channel` is what the guest is talked to over.
     """
 
     id: str
@@ -271,3 +272,4 @@ class VMRecord(Value):
     exit_reason: str
     revision: int
     exit_status: int | None = None
+    channel: ChannelKind = ChannelKind.PORTS

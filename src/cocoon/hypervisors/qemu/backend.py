@@ -18,6 +18,7 @@ from cocoon.hypervisors.qemu.launch import (
     has_balloon,
     plan_capsule,
 )
+from cocoon.model.capsule import ChannelKind
 from cocoon.model.host import BinaryFacts, Capability, HostFacts
 from cocoon.model.image import Image
 from cocoon.model.vm import VMRecord, VMSpec
@@ -36,6 +37,7 @@ class QEMU:
 
     name = "qemu"
     max_disks = MAX_DISKS
+    channel = ChannelKind.PORTS
     capabilities = (
         Capability.DIRECT_BOOT
         | Capability.FIRMWARE_BOOT
