@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
+import struct
 import subprocess
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+import network_scene as scene
 from cocoon.errors import HostFault, NotFound
 from cocoon.host import netlink, netns, tap
 
@@ -58,7 +62,35 @@ def test_a_tap_with_other_queues_is_refused_with_its_name(name: str) -> None:
     with netns.inside_netns(name):
         tap.make_tap("tapTEST-0", uid=1)
         with pytest.raises(HostFault, match="tapTEST-0"):
-            tap.make_tap("tapTEST-0", uid=1, multi_queue=True)
+            tap.make_tap("tapTEST-0", uid=1, queues=2)
+
+
+def open_queues(count: int, *, flags: int = scene.FLAGS) -> list[int]:
+    """As many descriptors of the TAP as the kernel lets us have, up to `count`."""
+    found = []
+    for _ in range(count):
+        found.append(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+        try:
+            fcntl.ioctl(found[-1], scene.TUNSETIFF, struct.pack("16sH22x", b"tapTEST-0", flags))
+        except OSError:
+            os.close(found.pop())
+            break
+    return found
+
+
+@pytest.mark.parametrize("queues", [1, 4])
+def test_a_tap_is_opened_by_a_vmm_of_as_many_queues_only(name: str, queues: int) -> None:
+    """What opens one queue (Firecracker's flags) cannot open a TAP of several, nor the other way round."""
+    netns.make_netns(name)
+    with netns.inside_netns(name):
+        tap.make_tap("tapTEST-0", uid=1, queues=queues)
+        several = open_queues(queues, flags=scene.FLAGS | tap.IFF_MULTI_QUEUE)
+        for fd in several:
+            os.close(fd)
+        one = open_queues(2)
+        for fd in one:
+            os.close(fd)
+    assert (len(several), len(one)) == ((4, 0) if queues == 4 else (0, 1))
 
 
 def test_a_missing_namespace_is_named(name: str) -> None:

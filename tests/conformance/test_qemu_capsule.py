@@ -17,6 +17,7 @@ from cocoon.host import capsule, netns, process, tap
 from cocoon.host.facts import gather_facts
 from cocoon.host.json_lines import QMPClient
 from cocoon.host.locks import try_lock
+from cocoon.hypervisors.hypervisor import queue_pairs
 from cocoon.hypervisors.qemu.backend import BACKEND
 from cocoon.hypervisors.qemu.launch import QMP_SOCKET, RESCUE_SOCKET
 from cocoon.model.capsule import CHANNEL_PORTS
@@ -48,9 +49,9 @@ def running(paths: VMPaths) -> Iterator[VMProcesses]:
     """QEMU with a shared disk, an own one, a NIC and the balloon; its kernel is no kernel, so the firmware gives up."""
     name = f"cqt-{os.getpid()}"
     netns.make_netns(name)
-    nic = make_nics(1)[0].replace(netns=name)
+    nic = make_nics(1)[0].replace(netns=name, queues=queue_pairs(BACKEND, 2))
     with netns.inside_netns(name):
-        tap.make_tap(nic.tap, uid=UID)
+        tap.make_tap(nic.tap, uid=UID, queues=nic.queues)
     vm = make_vm(
         make_spec(memory_bytes=256 * MIB),
         uid=UID,

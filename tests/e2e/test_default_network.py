@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 import world_scene
+from cocoon.host import netns
 from fixtures import Cocoon
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -60,16 +62,27 @@ def test_guests_reach_each_other_and_the_world(shared_cocoon: Cocoon, world: str
     assert again["nics"] == first["nics"], "the same address and MAC after stop and start"
 
 
-def test_the_guest_is_told_the_networks_mtu(shared_cocoon: Cocoon, world: str) -> None:
-    """What is larger the network would drop without a word."""
+def test_the_guest_is_told_the_networks_mtu_and_has_as_many_queues_as_vcpus(shared_cocoon: Cocoon, world: str) -> None:
+    """What is larger the network would drop without a word. TAPs are made anew at each start, with the same queues."""
     shared_cocoon.run("network", "create", "--mtu", "1400", "narrow")
     script = """
         echo mtu $(cat /sys/class/net/eth0/mtu)
+        echo boot >>/boots
+        echo queues $(ls /sys/class/net/eth0/queues) used $(grep -c "virtio.-input[.]" /proc/interrupts)
         ping -c 1 -W 5 -s 4000 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p') >/dev/null && echo large-ok
+        echo LAST$(wc -l </boots)
     """
-    run_guest(shared_cocoon, "small", script, "--network", "narrow")
-    log = shared_cocoon.wait_for_log("small", "END").replace("\r", "")
-    assert "mtu 1400\n" in log and "large-ok" in log, log
+    cpus = min(2, os.cpu_count() or 1)
+    options = ("--network", "narrow", "--cpu", str(cpus), "--queue-size", "1024")
+    nic = run_guest(shared_cocoon, "small", script, *options)["nics"][0]
+    queues = {1: "queues rx-0 tx-0 used 1\n", 2: "queues rx-0 rx-1 tx-0 tx-1 used 2\n"}[cpus]
+    for boot in (1, 2):
+        log = shared_cocoon.wait_for_log("small", f"LAST{boot}").replace("\r", "")
+        for words in ("mtu 1400\n", "large-ok", queues):
+            assert log.count(words) == boot, log
+        shared_cocoon.run("vm", "stop", "--force", "small")
+        netns.remove_netns(nic["netns"])  # As after a reboot of the host.
+        shared_cocoon.run("vm", "start", "small")
     shared_cocoon.run("vm", "rm", "--force", "small")
     shared_cocoon.run("network", "rm", "narrow")
 

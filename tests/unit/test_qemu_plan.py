@@ -11,10 +11,12 @@ import pytest
 
 from cocoon.errors import Unsupported
 from cocoon.host.cgroup import GROUP_NAME
-from cocoon.hypervisors.capsule_names import CGROUP_NAME, TUN
-from cocoon.hypervisors.qemu.backend import BACKEND, parse_version
+from cocoon.hypervisors.capsule_names import CGROUP_NAME, OPEN_FILES, TUN
+from cocoon.hypervisors.discovery import check_backend
+from cocoon.hypervisors.hypervisor import MOST_QUEUE_PAIRS, queue_pairs
+from cocoon.hypervisors.qemu.backend import BACKEND, QEMU, parse_version
 from cocoon.hypervisors.qemu.launch import MAX_DISKS, MAX_NICS, QMP_SOCKET, plan_capsule, render_arguments
-from cocoon.model.host import BinaryFacts, FirmwareFacts
+from cocoon.model.host import BinaryFacts, Capability, FirmwareFacts
 from cocoon.model.vm import DataDisk
 from cocoon.plan.launch import LaunchVMM
 from cocoon.units import MIB
@@ -85,6 +87,27 @@ def test_the_device_tells_the_guest_the_networks_mtu() -> None:
     narrow = vm.replace(nics=(vm.nics[0].replace(mtu=1400), vm.nics[1]))
     words = [word for word in render_arguments(narrow, make_facts()) if word.startswith("virtio-net-pci")]
     assert ["host_mtu=1400," in word for word in words] == [True, False]
+
+
+def test_a_nic_has_a_queue_pair_for_each_vcpu() -> None:
+    vm = make_vm(make_spec(cpus=4, queue_size=1024))
+    vm = vm.replace(nics=(vm.nics[0].replace(queues=queue_pairs(BACKEND, 4)),))
+    words = render_arguments(vm, make_facts())
+    assert "tap,id=net0,ifname=tap0,queues=4,script=no,downscript=no,vhost=off" in words
+    (device,) = [word for word in words if word.startswith("virtio-net-pci")]
+    # Two interrupts for each pair, one for orders, one for changes; QEMU sends no more than 256 at once to a TAP.
+    assert "mq=on,vectors=10," in device and "rx_queue_size=1024,tx_queue_size=256," in device
+    assert queue_pairs(BACKEND, 255) == MOST_QUEUE_PAIRS
+    assert MAX_NICS * MOST_QUEUE_PAIRS * 5 < OPEN_FILES // 2
+
+
+def test_a_backend_of_one_queue_has_one() -> None:
+    class Plain(QEMU):
+        capabilities = QEMU.capabilities & ~(Capability.MULTIQUEUE | Capability.QUEUE_SIZE)
+
+    assert queue_pairs(Plain(), 8) == 1
+    with pytest.raises(Unsupported, match="queues of one size"):
+        check_backend(Plain(), make_spec(queue_size=512), make_image(), facts=make_facts())
 
 
 def test_the_tun_device_is_there_only_for_nics() -> None:

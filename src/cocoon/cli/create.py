@@ -121,6 +121,7 @@ def read_spec(call: Call, context: Context) -> VMSpec:
         ports=_ports(call),
         allow_host=call.is_on("allow-host"),
         bridge=call.text("bridge"),
+        queue_size=call.number("queue-size", 0),
         first_boot=read_first_boot(call),
     )
     if call.has("name") and not spec.name:
@@ -187,6 +188,7 @@ _SPEC_OPTIONS = (
     ),
     Option(name="bridge", value="DEVICE", help="Put the interfaces on this bridge of the host's instead"),
     Option(name="nics", value="N", default="1", help="Network interfaces; 0 for none"),
+    Option(name="queue-size", value="N", help="Packets in a queue of an interface: 256, 512 or 1024"),
     Option(
         name="hypervisor", value="NAME", default="auto", choices=HYPERVISORS,
         help="VMM to use; auto takes the best that this host can run",

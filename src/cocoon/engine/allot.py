@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cocoon.engine.draw import Allotment, Request
+from cocoon.engine.draw import Allotment
 from cocoon.engine.network import check_publishable, describe_bridge
 from cocoon.engine.spec import derive_name
+from cocoon.hypervisors.hypervisor import queue_pairs
 from cocoon.network.addressing import DEFAULT_NETWORK, make_nic
 
 if TYPE_CHECKING:
@@ -32,16 +33,18 @@ def resolve_networks(transaction: Transaction, prepared: Prepared) -> tuple[Netw
     return networks
 
 
-def allot(transaction: Transaction, request: Request, *, config: Config, networks: tuple[Network, ...]) -> Allotment:
+def allot(transaction: Transaction, prepared: Prepared, *, config: Config, networks: tuple[Network, ...]) -> Allotment:
     """Name, uid and addresses; in the second phase of a plan what the first has made of them."""
+    request = prepared.request
     known = transaction.vm(request.vm_id)
     if known is not None:
         return Allotment(name=known.spec.name, uid=known.uid, nics=known.nics)
     spec = request.spec
     name = spec.name or derive_name(request.image.name, lambda name: transaction.vm_named(name) is not None)
     uid = transaction.allocate_uid(config.uid_base, request.vm_id)
+    queues = queue_pairs(prepared.backend, spec.cpus)
     nics = (_allot_nic(transaction, request.vm_id, index, network=network) for index, network in enumerate(networks))
-    return Allotment(name=name, uid=uid, nics=tuple(nics))
+    return Allotment(name=name, uid=uid, nics=tuple(nic.replace(queues=queues) for nic in nics))
 
 
 def _allot_nic(transaction: Transaction, vm_id: str, index: int, *, network: Network) -> NIC:

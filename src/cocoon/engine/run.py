@@ -176,7 +176,7 @@ def draw_creation(transaction: Transaction, prepared: Prepared, world: World, *,
     """The record and the plan of a new VM, with what the store allots to it."""
     paths = world.paths
     networks = resolve_networks(transaction, prepared)
-    allotment = allot(transaction, prepared.request, config=world.config, networks=networks)
+    allotment = allot(transaction, prepared, config=world.config, networks=networks)
     vm = draw_record(prepared.request, allotment, backend=prepared.backend, facts=prepared.facts, paths=paths)
     steps: tuple[Step, ...] = (
         *plan_place_steps(vm, paths),

@@ -22,6 +22,7 @@ MAX_MEMORY_BYTES = 16 * 1024 * 1024 * MIB  # 16 TiB: no host has more, and integ
 MAX_STORAGE_BYTES = 16 * 1024 * 1024 * MIB  # ext4 with 4 KiB blocks and 32-bit block numbers.
 MAX_CPUS = 255
 MAX_NICS = 8
+QUEUE_SIZES = (256, 512, 1024)  # Packets: from a NIC's usual depth to the longest queue that VMMs take.
 MAX_ARGUMENTS_BYTES = 128 * 1024  # of the command, like one page of Linux's own limit for a single argument list
 ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 ID_LENGTH = 26
@@ -57,6 +58,9 @@ def check_spec(spec: VMSpec) -> None:
             "--bridge goes with none of --network, --publish and --allow-host",
             hint="a VM on a bridge of the host's has an address of that LAN",
         )
+    if spec.queue_size and spec.queue_size not in QUEUE_SIZES:
+        sizes = ", ".join(map(str, QUEUE_SIZES))
+        raise InvalidSpec(f"--queue-size must be one of {sizes}, not {spec.queue_size}", hint="or leave it out")
     if spec.nics == 0 and (spec.ports or spec.allow_host):
         raise InvalidSpec("--publish and --allow-host need a network interface", hint="leave --nics 0 out")
     _check_size("--memory", spec.memory_bytes, least=MIN_MEMORY_BYTES, most=MAX_MEMORY_BYTES)

@@ -22,12 +22,14 @@ IFF_VNET_HDR = 0x4000
 IFF_MULTI_QUEUE = 0x0100
 
 
-def make_tap(name: str, *, uid: int, multi_queue: bool = False) -> None:
+def make_tap(name: str, *, uid: int, queues: int = 1) -> None:
     """A persistent TAP that only `uid` (and root) may open, without packet information, with virtio headers.
 
-    One that exists is opened with the same flags and kept. Raises HostFault, also when its flags differ.
+    With more than one of `queues` it can be opened as often, once for each; otherwise once, and only by who asks for no
+    queues of their own: the kernel refuses any other flags than those that it was made with. One that exists is opened
+    with the same flags and kept. Raises HostFault, also when its flags differ.
     """
-    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if multi_queue else 0)
+    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if queues > 1 else 0)
     try:
         tun = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:

@@ -21,8 +21,9 @@ LOG_LIMIT_BYTES = 16 * MIB
 KILL_AFTER_S = 5.0
 # No backend locks memory; a little is left for io_uring on kernels that still count it.
 MEMLOCK_BYTES = 64 * KIB
-# Per disk a descriptor or two, per vCPU and queue an eventfd or two, and a few dozen for everything else.
-OPEN_FILES = 2048
+# Per disk a descriptor or two, per vCPU an eventfd or two, per queue pair of a NIC a TAP's and four eventfds, and a few
+# dozen for everything else.
+OPEN_FILES = 4096
 
 TUN = Device(inner="/dev/net/tun", major=10, minor=200)
 KVM = Device(inner="/dev/kvm", major=10, minor=232)

@@ -53,14 +53,14 @@ def choose(spec: VMSpec, image: Image, facts: HostFacts) -> tuple[Hypervisor, tu
     check_host(spec, facts)
     if spec.hypervisor != AUTO:
         backend = load(spec.hypervisor)
-        _check(backend, spec, image, facts=facts)
+        check_backend(backend, spec, image, facts=facts)
         return backend, ()
     passed: list[PassedOver] = []
     hints: list[str] = []
     for name in dict.fromkeys((*PREFERENCE, *backend_names())):
         try:
             backend = load(name)
-            _check(backend, spec, image, facts=facts)
+            check_backend(backend, spec, image, facts=facts)
         except Unsupported as refusal:
             reason = refusal.message + _found(name, facts) if name not in backend_names() else refusal.message
             passed.append(PassedOver(hypervisor=name, reason=reason))
@@ -90,14 +90,16 @@ def check_host(spec: VMSpec, facts: HostFacts) -> None:
         )
 
 
-def _check(backend: Hypervisor, spec: VMSpec, image: Image, *, facts: HostFacts) -> None:
-    """What holds for every backend by its capabilities, then its own conditions."""
+def check_backend(backend: Hypervisor, spec: VMSpec, image: Image, *, facts: HostFacts) -> None:
+    """What holds for every backend by its capabilities, then its own conditions. Raises Unsupported."""
     if not facts.kvm.usable and Capability.SOFTWARE_EMULATION not in backend.capabilities:
         raise Unsupported(
             f"{backend.name} needs KVM, and {facts.kvm.reason}", hint="use --hypervisor qemu, which can do without"
         )
     if spec.hugepages and Capability.HUGEPAGES not in backend.capabilities:
         raise Unsupported(f"{backend.name} has no huge pages", hint="leave --hugepages out")
+    if spec.queue_size and Capability.QUEUE_SIZE not in backend.capabilities:
+        raise Unsupported(f"{backend.name} has queues of one size only", hint="leave --queue-size out")
     if image.disk is not None and Capability.FIRMWARE_BOOT not in backend.capabilities:
         raise Unsupported(
             f"{backend.name} has no firmware to boot the cloud image {image.name} with", hint="use --hypervisor qemu"

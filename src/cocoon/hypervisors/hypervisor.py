@@ -12,6 +12,7 @@ from cocoon.paths import VMPaths
 from cocoon.plan.step import Step
 
 FEWEST_LAYERS = 2  # An image's layers are merged into no fewer than this.
+MOST_QUEUE_PAIRS = 32  # Of a NIC; each costs the VMM five descriptors and the guest a megabyte of buffers.
 
 
 class Hypervisor(Protocol):
@@ -37,3 +38,11 @@ class Hypervisor(Protocol):
 
     def plan_shutdown(self, vm: VMRecord) -> tuple[Step, ...]:
         """The steps that ask the guest to shut itself down; they do not wait for it."""
+
+
+def queue_pairs(backend: Hypervisor, cpus: int) -> int:
+    """How many queue pairs each NIC of a VM has: one for each vCPU where the backend can, else one.
+
+    Its TAP must be made for just as many, at every start.
+    """
+    return min(cpus, MOST_QUEUE_PAIRS) if Capability.MULTIQUEUE in backend.capabilities else 1

@@ -15,6 +15,7 @@ class Capability(Flag):
     WINDOWS = auto()
     DISK_SERIALS = auto()
     MULTIQUEUE = auto()
+    QUEUE_SIZE = auto()
     HUGEPAGES = auto()
     QCOW2 = auto()
     ACPI_SHUTDOWN = auto()

@@ -81,7 +81,7 @@ class NIC(Value):
 
     `netns` is a name below /run/netns; `tap` the TAP's name in it. `provider` attaches it to `network`; `link` is the
     interface on the host's side, a port of `bridge` there; "" where there is none of ours. `address6` is "" for none;
-    `mtu` 0 for the usual one.
+    `mtu` 0 for the usual one. `queues` are the TAP's queue pairs: those that the VM's backend opens, no more, no fewer.
     """
 
     index: int
@@ -99,6 +99,7 @@ class NIC(Value):
     prefix6: int = 0
     gateway6: str = ""
     mtu: int = 0
+    queues: int = 1
 
 
 class PublishedPort(Value):
@@ -179,6 +180,7 @@ class VMSpec(Value):
 
     `networks` are those of the NICs in order; NICs beyond them are on the first, and without any on the default one.
     With `bridge` all are on that one of the host's. With `allow_host` the guest may reach the host's own services.
+    `queue_size` is how many packets wait in a queue of a NIC, 0 for as many as the backend likes.
     """
 
     name: str
@@ -201,6 +203,7 @@ class VMSpec(Value):
     ports: tuple[PublishedPort, ...] = ()
     allow_host: bool = False
     bridge: str = ""
+    queue_size: int = 0
     first_boot: FirstBoot | None = None
 
 

@@ -45,7 +45,7 @@ def plan_network(vm: VMRecord, networks: Mapping[str, Network]) -> tuple[Step, .
     if not vm.nics:
         return ()
     steps = [*plan_attachments(vm, networks)]
-    steps += [MakeTap(netns=nic.netns, name=nic.tap, uid=vm.uid, mtu=nic.mtu) for nic in vm.nics]
+    steps += [MakeTap(netns=nic.netns, name=nic.tap, uid=vm.uid, mtu=nic.mtu, queues=nic.queues) for nic in vm.nics]
     steps.append(LoadFences(netns=vm.nics[0].netns, rules=render_fences(vm.nics)))
     gate, elements = published_nic(vm), elements_of(vm)
     if gate is not None and elements:

@@ -229,25 +229,27 @@ class DetachLink(Step):
 
 
 class MakeTap(Step):
-    """A TAP in the VM's namespace, owned by the VM's uid."""
+    """A TAP in the VM's namespace, owned by the VM's uid, with as many queue pairs as its VMM opens."""
 
     step: ClassVar[str] = "tap"
     netns: str
     name: str
     uid: int
     mtu: int = 0
+    queues: int = 1
 
     def describe(self) -> tuple[str, ...]:
         ip = f"ip -n {self.netns}"
         mtu = f" mtu {self.mtu}" if self.mtu else ""
+        several = " multi_queue" if self.queues > 1 else ""
         return (
-            f"{ip} tuntap add {self.name} mode tap vnet_hdr user {self.uid}",
+            f"{ip} tuntap add {self.name} mode tap vnet_hdr{several} user {self.uid}",
             f"{ip} link set {self.name}{mtu} up",
         )
 
     def apply(self, world: World) -> Value | None:
         with netns.inside_netns(self.netns):
-            tap.make_tap(self.name, uid=self.uid)
+            tap.make_tap(self.name, uid=self.uid, queues=self.queues)
             netlink.set_up(self.name, mtu=self.mtu)
         return None
 

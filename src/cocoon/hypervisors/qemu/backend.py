@@ -43,6 +43,8 @@ class QEMU:
         | Capability.FIRMWARE_BOOT
         | Capability.QCOW2
         | Capability.DISK_SERIALS
+        | Capability.MULTIQUEUE
+        | Capability.QUEUE_SIZE
         | Capability.HUGEPAGES
         | Capability.ACPI_SHUTDOWN
         | Capability.CONTROL_CHANNEL

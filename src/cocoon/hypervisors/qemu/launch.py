@@ -62,6 +62,9 @@ BALLOON_SHARE = 4
 TRANSLATION_BUFFER_MIB = 128
 # More queues than this gain nothing on one disk, and each costs the guest memory and an interrupt.
 MAX_DISK_QUEUES = 8
+# Of packets to the guest; QEMU keeps to TX_QUEUE_SIZE the other way where the network's other end is a TAP
+# (virtio_net_max_tx_queue_size in hw/net/virtio-net.c).
+RX_QUEUE_SIZE, TX_QUEUE_SIZE = 512, 256
 
 
 class Machine(Value):
@@ -151,7 +154,7 @@ def render_arguments(vm: VMRecord, facts: HostFacts) -> tuple[str, ...]:
         *_monitors(),
         *_control_channel(),
         *_small_devices(vm, find_machine(facts.arch)),
-        *(argument for nic in vm.nics for argument in _nic(nic)),
+        *(argument for nic in vm.nics for argument in _nic(vm, nic)),
         *(argument for index, disk in enumerate(vm.disks) for argument in _disk(vm, index, disk)),
     )
 
@@ -273,14 +276,20 @@ def has_balloon(vm: VMRecord) -> bool:
     return vm.spec.memory_bytes >= BALLOON_FROM_BYTES
 
 
-def _nic(nic: NIC) -> tuple[str, ...]:
+def _nic(vm: VMRecord, nic: NIC) -> tuple[str, ...]:
     """The TAP exists already and is the VM's uid's; QEMU runs no scripts and loads no boot ROM. The device itself tells
-    any guest the network's MTU (VIRTIO_NET_F_MTU)."""
+    any guest the network's MTU (VIRTIO_NET_F_MTU).
+
+    A queue pair needs two interrupts, the device two more: for changes of its configuration and for orders.
+    """
     mtu = f"host_mtu={nic.mtu}," if nic.mtu else ""
+    several = f",queues={nic.queues}" if nic.queues > 1 else ""
+    vectors = f"mq=on,vectors={2 * nic.queues + 2}," if nic.queues > 1 else ""
+    sizes = f"rx_queue_size={vm.spec.queue_size or RX_QUEUE_SIZE},tx_queue_size={TX_QUEUE_SIZE},"
+    place = _address(FIRST_NIC_SLOT + nic.index)
     return (
-        "-netdev", f"tap,id=net{nic.index},ifname={nic.tap},script=no,downscript=no,vhost=off",
-        "-device",
-        f"virtio-net-pci,netdev=net{nic.index},mac={nic.mac},{mtu}{_address(FIRST_NIC_SLOT + nic.index)},romfile=",
+        "-netdev", f"tap,id=net{nic.index},ifname={nic.tap}{several},script=no,downscript=no,vhost=off",
+        "-device", f"virtio-net-pci,netdev=net{nic.index},mac={nic.mac},{mtu}{vectors}{sizes}{place},romfile=",
     )  # fmt: skip
 
 
