@@ -67,7 +67,7 @@ def test_the_guest_is_told_the_networks_mtu_and_has_as_many_queues_as_vcpus(shar
     shared_cocoon.run("network", "create", "--mtu", "1400", "narrow")
     script = """
         echo mtu $(cat /sys/class/net/eth0/mtu)
-        echo boot >>/boots
+        echo boot >>/boots; sync
         echo queues $(ls /sys/class/net/eth0/queues) used $(grep -c "virtio.-input[.]" /proc/interrupts)
         ping -c 1 -W 5 -s 4000 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p') >/dev/null && echo large-ok
         echo LAST$(wc -l </boots)
