@@ -1,0 +1,79 @@
+"""`tests/lab/run`: one laboratory machine for one command of a developer's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import fixtures
+from lab import disks, vmms
+from lab.machine import Machine, render_job
+
+USAGE = """\
+run -- COMMAND...        runs COMMAND in a machine with a working KVM, in the directory of this checkout
+run PYTEST-ARGUMENT...   the same with .venv/bin/pytest
+run                      the tests of the laboratory
+
+The checkout as it is now, its .venv, the cached images of tests, and Firecracker ($COCOON_TEST_FIRECRACKER) are there,
+under the same paths as here. It is all writable and nothing of it comes back, but what the command prints.
+"""
+DIED = 99
+LAB_TESTS = ("tests/e2e/firecracker",)
+NOT_NEEDED = ("asan", "uv", "lab", "guest-cloud", "recipe-debian-12", "erofs")
+
+
+def main() -> int:
+    """Gives the command's status, or 99 when the machine died."""
+    arguments = sys.argv[1:]
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE, end="")
+        return 0
+    if obstacle := disks.find_obstacle():
+        print(f"run: {obstacle}", file=sys.stderr)
+        return 2
+    named = vmms.name_vmms()
+    if arguments[:1] == ["--"]:
+        argv = arguments[1:]
+    else:
+        argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(arguments or LAB_TESTS)]
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("COCOON_", "PYTEST_"))}
+    path = os.pathsep.join([*{str(Path(path).parent) for path in named.values()}, f"{sys.prefix}/bin", "$PATH"])
+    environment = {**kept, **named, "COCOON_TEST_IN_LAB": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="cocoon-lab-") as work:
+        checkout = disks.pack_checkout(Path(work) / "checkout", [*_cached(), *map(Path, named.values())])
+        job = f'export PATH="{path}"\n' + render_job(argv, directory=fixtures.PROJECT, environment=environment)
+        machine = Machine(
+            Path(work) / "machine", system=disks.ensure_system(), checkout=checkout, job=job, on_output=_print
+        )
+        try:
+            status = machine.wait()
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            machine.close()
+        if status is None:
+            print(f"{machine.text()}\nrun: the machine died: {machine.death}; run it again", file=sys.stderr)
+            return DIED
+        return status
+
+
+def _print(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _cached() -> list[Path]:
+    """What is in the cache of tests, without what only the host needs."""
+    return [path for path in fixtures.CACHE.iterdir() if path.is_dir() and not _is_left_out(path.name)]
+
+
+def _is_left_out(name: str) -> bool:
+    return any(name == left or (name.startswith(f"{left}-") and len(name) == len(left) + 17) for left in NOT_NEEDED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
