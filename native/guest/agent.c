@@ -16,6 +16,7 @@ void spin_agent(int64_t until_ms)
 {
 	until_ms = sooner(until_ms, serve_sessions());
 	until_ms = sooner(until_ms, serve_connections());
+	until_ms = sooner(until_ms, serve_listeners());
 	run_loop_once(until_ms);
 }
 
@@ -46,14 +47,22 @@ static void watch_signals(void)
 		fail("cannot watch for signals: %s", strerror(errno));
 }
 
+/* Android's `reboot` powers off as well. */
+static char *const power_offs[][3] = {
+	{"/sbin/poweroff"}, {"/usr/sbin/poweroff"}, {"/bin/poweroff"}, {"/usr/bin/poweroff"}, {"/system/bin/reboot", "-p"},
+};
+static char *const reboots[][3] = {
+	{"/sbin/reboot"}, {"/usr/sbin/reboot"}, {"/bin/reboot"}, {"/usr/bin/reboot"}, {"/system/bin/reboot"},
+};
+enum { WAYS = sizeof power_offs / sizeof *power_offs };
+_Static_assert(sizeof reboots == sizeof power_offs, "as many ways for both");
+
 static bool power_off_by_init(long grace_s)
 {
-	static char *const ways[][3] = {
-		{"/sbin/poweroff"}, {"/usr/sbin/poweroff"}, {"/bin/poweroff"}, {"/usr/bin/poweroff"}, {"/system/bin/reboot", "-p"},
-	};
+	char *const (*ways)[3] = ends_by_reboot() ? reboots : power_offs;
 
 	(void)grace_s; /* an init has its own */
-	for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+	for (size_t i = 0; i < WAYS; i++) {
 		if (access(ways[i][0], X_OK) < 0)
 			continue;
 		pid_t pid = fork();

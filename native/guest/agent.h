@@ -1,7 +1,7 @@
 /* The agent: the guest's end of the control channel, as docs/protocol.md has it.
  *
  *   loop.c      one thread sleeps here: descriptors, the clock
- *   ports.c     transports: what a connection's bytes come from and go to
+ *   ports.c     virtio ports, of which there is news one by one           vsock.c  what is listened on instead
  *   wire.c      greeting, frames, credit                           connections.c  clients come and go
  *   records.c   requests and answers
  *   verbs.c     what a client may ask for
@@ -27,6 +27,8 @@ enum {
 	OUTPUT_SIZE = MAX_FRAME + 48 * 1024, /* one frame of data, and control frames besides */
 	MAX_MESSAGE = 256 * 1024,
 	MAX_CONNECTIONS = 24,
+	CHANNEL_PORTS = 16,
+	VSOCK_BASE = 1000, /* model/capsule.py has the same numbers */
 	MAX_SESSIONS = 64,
 	INPUT_WINDOW = 64 * 1024,
 	MAX_CREDIT = 1024 * 1024,
@@ -72,6 +74,7 @@ struct session;
 struct connection {
 	struct watch watch;
 	bool is_port; /* stays when its client goes, and cannot say so */
+	const struct listener *listener; /* that accepted it; NULL for ports */
 	bool greeted, in_step, unread; /* unread: bytes wait that we left for a later turn */
 	uint32_t key;
 	unsigned char nonce[16], input[MAX_FRAME], output[OUTPUT_SIZE];
@@ -100,7 +103,11 @@ int64_t serve_connections(void);               /* what is due; when to come agai
 
 /* ports.c */
 int64_t find_ports(size_t *found);
-void listen_at(int listening_fd); /* a connection each: vsock, and a Unix socket in tests */
+
+/* vsock.c */
+size_t open_vsock(void);
+int64_t serve_listeners(void);
+bool listen_at(unsigned port, int listening_fd); /* a vsock's, and a Unix socket in tests; one client at a time */
 
 /* records.c: "key=value\0" ... */
 struct request {

@@ -115,8 +115,6 @@ static void apply(const char *key, char *value, struct config *config, size_t re
 		config->stdio = parse_stdio(value);
 	else if (strcmp(key, "init") == 0)
 		config->is_init = parse_flag(key, value);
-	else if (strcmp(key, "reboot") == 0)
-		config->reboots = parse_flag(key, value);
 	else
 		fail("boot configuration: unknown key %s", key);
 }

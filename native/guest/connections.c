@@ -30,8 +30,10 @@ void break_off(struct connection *connection)
 void end_connection(struct connection *connection)
 {
 	break_off(connection);
-	if (!connection->is_port)
-		close_watch(&connection->watch);
+	if (connection->is_port)
+		return;
+	close_watch(&connection->watch);
+	connection->listener = NULL;
 }
 
 static void read_input(struct connection *connection)
@@ -86,6 +88,7 @@ struct connection *add_connection(int fd, bool is_port)
 		if (connection->watch.ready && connection->watch.fd >= 0)
 			continue;
 		connection->is_port = is_port;
+		connection->listener = NULL;
 		connection->greeted = connection->in_step = connection->farewell = false;
 		connection->used = connection->unsent = 0;
 		connection->key = 0;

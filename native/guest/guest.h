@@ -36,7 +36,6 @@ struct config {
 	int stop_signal; /* 0: not given */
 	bool is_init;    /* the command is an init: it becomes PID 1 */
 	enum stdio { ON_CONSOLE, ON_PIPES, ON_TERMINAL } stdio;
-	bool reboots;    /* the VMM ends on a reboot, not on a power-off */
 };
 
 /* main.c: words on the console, and the two ways in which a machine ends. */
@@ -51,6 +50,7 @@ int write_file(const char *path, const char *text, mode_t mode);
 void make_directories(char *path, mode_t mode);
 char *trim(char *text);
 bool parse_number(const char *text, long low, long high, long *number);
+bool ends_by_reboot(void); /* this machine, since it has no power management */
 
 /* modules.c, bootconfig.c, disks.c, root.c, network.c */
 void load_modules(const char *order_path);

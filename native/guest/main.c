@@ -122,6 +122,7 @@ int main(int count, char **words)
 	umask(022);
 	reboot(RB_DISABLE_CAD);
 	mount_early();
+	end_by_reboot = ends_by_reboot();
 	open_console();
 	load_modules("/modules/order");
 	open_console();
@@ -133,7 +134,6 @@ int main(int count, char **words)
 		fail("the kernel command line names no configuration disk (cocoon.config=)");
 	find_disk(disk, config.device, sizeof config.device);
 	read_config(config.device, &config);
-	end_by_reboot = config.reboots;
 
 	mount_root(&config);
 	switch_root();

@@ -1,4 +1,4 @@
-/* What connections are made of: the virtio ports of this machine, or whatever a listening socket accepts. */
+/* Where clients come in: the virtio ports of this machine, or its vsock, whichever it has. */
 #define _GNU_SOURCE
 #include "agent.h"
 
@@ -7,8 +7,6 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #define PORT_PREFIX "cocoon."
@@ -61,27 +59,10 @@ int64_t find_ports(size_t *found)
 	int64_t now = now_ms();
 
 	if (pause_ms <= LAST_PAUSE_MS && now >= next_ms) {
-		count += open_ports();
+		count += open_ports() + open_vsock();
 		next_ms = now + pause_ms;
 		pause_ms *= 2;
 	}
 	*found = count;
 	return pause_ms <= LAST_PAUSE_MS ? next_ms : 0;
-}
-
-static void accept_clients(struct watch *watch, uint32_t events)
-{
-	int fd = accept4(watch->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-
-	(void)events;
-	if (fd >= 0 && !add_connection(fd, false))
-		close(fd);
-}
-
-void listen_at(int listening_fd)
-{
-	static struct watch listener;
-
-	if (!add_watch(&listener, listening_fd, EPOLLIN, accept_clients))
-		fail("cannot listen for clients: %s", strerror(errno));
 }

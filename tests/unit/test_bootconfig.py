@@ -43,13 +43,12 @@ def test_bytes_are_exactly_these():
             nics=(GuestNIC(mac="52:54:00:00:00:01", address="10.0.0.2", prefix=24, gateway="10.0.0.1"),),
             dns=("1.1.1.1",),
             data=(GuestData(disk="db", fstype="ext4", mount="/srv/db"),),
-            reboots=True,
         )
     )
     body = (
         b"layer=cocoon-layer1\0layer=cocoon-layer0\0cow=cocoon-cow\0hostname=web\0arg=sh\0arg=-c\0arg=echo\n1\0arg=\0"
         b"env=A=b c\0nic=52:54:00:00:00:01,10.0.0.2/24,10.0.0.1,1500\0dns=1.1.1.1\0data=db,ext4,/srv/db\0"
-        b"user=bob:disk\0cwd=/srv\0stop_signal=3\0reboot=yes\0"
+        b"user=bob:disk\0cwd=/srv\0stop_signal=3\0"
     )
     content = b"cocoon-config 1 %d\n" % len(body) + body
     assert data == content + bytes(4096 - len(content)) + bytes(4096), "the last block is for the exit status"

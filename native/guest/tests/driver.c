@@ -1,7 +1,8 @@
 /* Runs the parts of cocoon-init that read what others wrote, outside a virtual machine, for the tests and under ASan:
  *
  *   driver config FILE         what the boot configuration says, one `key value` a line; 1 and a message when it is bad
- *   driver serve SOCKET        the agent, on a Unix socket; `shutdown` is said on stdout
+ *   driver serve SOCKET        the agent, on a Unix socket with any number of clients; `shutdown` is said on stdout
+ *   driver listen DIRECTORY    the agent, on one Unix socket for each port of the channel, as it is on a vsock
  *   driver account ROOT USER   the account of USER in the image whose root is ROOT (needs root: it uses chroot)
  *
  * main.c is not linked: failing here must not power anything off. */
@@ -71,7 +72,7 @@ static int show_config(const char *path)
 		       config.nics[i].gateway, config.nics[i].mtu);
 	for (size_t i = 0; i < config.data_count; i++)
 		printf("data %s %s %s\n", config.data[i].name, config.data[i].type, config.data[i].place);
-	printf("stop_signal %d\ninit %d\nreboot %d\n", config.stop_signal, config.is_init, config.reboots);
+	printf("stop_signal %d\ninit %d\n", config.stop_signal, config.is_init);
 	return 0;
 }
 
@@ -92,16 +93,22 @@ static void take_signals(struct watch *watch, uint32_t events)
 	reap_children();
 }
 
-static int serve(const char *path)
+static int bind_socket(const char *path)
 {
-	static struct watch signals;
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	sigset_t set, inherited;
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
 	snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
 	if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
 		fail("cannot bind %s", path);
+	return fd;
+}
+
+static void prepare(void)
+{
+	static struct watch signals;
+	sigset_t set, inherited;
+
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &set, &inherited);
@@ -110,8 +117,39 @@ static int serve(const char *path)
 	host_program.shut_down = shut_down;
 	open_loop();
 	add_watch(&signals, signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC), EPOLLIN, take_signals);
-	listen_at(fd);
+}
+
+static void accept_anybody(struct watch *watch, uint32_t events)
+{
+	int fd = accept4(watch->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+	(void)events;
+	if (fd >= 0 && !add_connection(fd, false))
+		close(fd);
+}
+
+static _Noreturn void serve(const char *path)
+{
+	static struct watch listener;
+	int fd = bind_socket(path);
+
+	prepare();
+	add_watch(&listener, fd, EPOLLIN, accept_anybody);
 	listen(fd, 64);
+	for (;;)
+		spin_agent(0);
+}
+
+static _Noreturn void serve_each(const char *directory)
+{
+	char path[100];
+
+	prepare();
+	for (unsigned port = 0; port < CHANNEL_PORTS; port++) {
+		snprintf(path, sizeof path, "%s/%u", directory, VSOCK_BASE + port);
+		if (!listen_at(port, bind_socket(path)))
+			fail("cannot listen at %s", path);
+	}
 	for (;;)
 		spin_agent(0);
 }
@@ -137,7 +175,9 @@ int main(int count, char **words)
 	if (count == 3 && strcmp(words[1], "config") == 0)
 		return show_config(words[2]);
 	if (count == 3 && strcmp(words[1], "serve") == 0)
-		return serve(words[2]);
+		serve(words[2]);
+	if (count == 3 && strcmp(words[1], "listen") == 0)
+		serve_each(words[2]);
 	if (count == 4 && strcmp(words[1], "account") == 0)
 		return show_account(words[2], words[3]);
 	return 2;

@@ -13,7 +13,7 @@ from cocoon.guest.cmdline import (
     render_network,
 )
 from cocoon.hypervisors.hypervisor import Hypervisor
-from cocoon.model.host import Capability, HostFacts
+from cocoon.model.host import HostFacts
 from cocoon.model.image import Image
 from cocoon.model.kernel import Kernel
 from cocoon.model.vm import NIC, DirectBoot, Disk, FirmwareBoot, PassedOver, ProcessSpec, VMRecord, VMSpec, VMState
@@ -95,7 +95,6 @@ def draw_boot_config(request: Request, vm: VMRecord, backend: Hypervisor) -> byt
             dns=request.dns if vm.nics else (),
             data=found.data,
             stdio=_stdio(request.spec.process),
-            reboots=Capability.ACPI_SHUTDOWN not in backend.capabilities,
         )
     )
 

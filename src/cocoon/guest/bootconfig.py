@@ -65,8 +65,7 @@ class BootConfig(Value):
 
     `layers` (top first) and `cow` are disk serials or device paths. `arguments` is the whole command line of the
     guest's program, () for a root shell on the console; `user` is `name|uid[:group|gid]` or "" for root.
-    `stop_signal` is a name or number, "" for SIGTERM. `data` is mounted in this order. `reboots`: the VMM ends when
-    the guest reboots, not when it powers off (machines without ACPI).
+    `stop_signal` is a name or number, "" for SIGTERM. `data` is mounted in this order.
     `stdio`: the program's terminal is the `console`, or it has `pipes` or a `terminal` of its own as lanes of session 0
     of the control channel (docs/protocol.md, section 6).
     """
@@ -82,7 +81,6 @@ class BootConfig(Value):
     nics: tuple[GuestNIC, ...] = ()
     dns: tuple[str, ...] = ()
     data: tuple[GuestData, ...] = ()
-    reboots: bool = False
     stdio: str = "console"
 
 
@@ -134,8 +132,6 @@ def render_boot_config(config: BootConfig) -> bytes:
         records.append(("stop_signal", str(number)))
     if is_init(config.arguments):
         records.append(("init", "yes"))
-    if config.reboots:
-        records.append(("reboot", "yes"))
     if config.stdio != STDIOS[0]:
         records.append(("stdio", config.stdio))
     return _frame(b"".join(_render_record(key, value) for key, value in records))
