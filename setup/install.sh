@@ -41,8 +41,8 @@ write_launcher() { # the command: no site module, no environment of the user's; 
 import sys
 sys.path.append("$prefix/current/venv/lib/$packages")
 try:
-    from cocoon.cli.main import main
-    status = main()
+    from cocoon.cli.main import run_process
+    status = run_process()
 except KeyboardInterrupt:
     status = 130
 sys.exit(status)

@@ -46,7 +46,7 @@ class Agent:
 
     def connect(self) -> socket.socket:
         """A plain connection."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             connection = socket.socket(socket.AF_UNIX)
             try:
@@ -57,7 +57,7 @@ class Agent:
                 assert time.monotonic() < deadline and self.process.poll() is None, "the agent does not serve"
                 time.sleep(0.01)
 
-    def channel(self, *, timeout_s: float = 20) -> Channel:
+    def channel(self, *, timeout_s: float = 60) -> Channel:
         """A greeted connection."""
         return Channel(self.connect(), timeout_s=timeout_s)
 

@@ -145,7 +145,7 @@ class Cocoon:
 
     def command(self, *arguments: str) -> list[str]:
         """The argument list that runs `cocoon ARGUMENTS`."""
-        start = "import sys; from cocoon.cli.main import main; sys.exit(main())"
+        start = "import sys; from cocoon.cli.main import run_process; sys.exit(run_process())"
         return [sys.executable, "-c", start, "--root-dir", str(self.root), *arguments]
 
     def run(
@@ -268,7 +268,7 @@ class Registry:
     def _answers(self) -> bool:
         import socket
 
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self._process is not None and self._process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return True

@@ -186,7 +186,7 @@ class GuestVM:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired as error:
             raise AssertionError(f"the machine does not end within {timeout} s:\n{self.text()}") from error
-        self._reader.join(10)
+        self._reader.join(60)
         return self.text()
 
     def run(self, *arguments: str, **changes) -> str:
@@ -207,7 +207,7 @@ class GuestVM:
         connection.connect(f"{self.directory}/channel-{port}")
         return connection
 
-    def channel(self, port: int = 0, *, timeout_s: float = 10) -> Channel:
+    def channel(self, port: int = 0, *, timeout_s: float = 60) -> Channel:
         """A greeted connection."""
         return Channel(self.connect(port), timeout_s=timeout_s)
 
@@ -217,7 +217,7 @@ class GuestVM:
             connection.connect(f"{self.directory}/qmp")
             for request in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
                 connection.sendall(json.dumps(request).encode() + b"\n")
-            connection.settimeout(10)
+            connection.settimeout(60)
             received = b""
             while received.count(b'"return"') < 2:
                 assert b'"error"' not in received, received
@@ -231,7 +231,7 @@ class GuestVM:
             self._process.kill()
         self._process.wait()
         if self._reader is not None:
-            self._reader.join(10)
+            self._reader.join(60)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()

@@ -70,7 +70,7 @@ class Guest:
             frames.append(os.read(self._tap, 65536)[len(VNET_HEADER) :])
         return frames
 
-    def expect(self, frame: bytes, *, timeout_s: float = 5.0) -> bool:
+    def expect(self, frame: bytes, *, timeout_s: float = 60) -> bool:
         """Whether this frame comes; a bridge that filters cuts off what pads it."""
         deadline = time.monotonic() + timeout_s
         while (left := deadline - time.monotonic()) > 0 and select.select([self._tap], [], [], left)[0]:

@@ -42,7 +42,7 @@ class Session:
     def type(self, text: str) -> None:
         os.write(self.terminal, text.encode())
 
-    def end(self, timeout: float = 30) -> int:
+    def end(self, timeout: float = 60) -> int:
         """The exit status."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -56,7 +56,7 @@ class Session:
                 return os.waitstatus_to_exitcode(status)
         raise AssertionError(f"it does not end: {self.seen!r}")
 
-    def hang_up(self, timeout: float = 30) -> int:
+    def hang_up(self, timeout: float = 60) -> int:
         """The window is closed; the exit status of the command."""
         os.close(self.terminal)
         self.terminal = -1

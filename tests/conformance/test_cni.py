@@ -151,7 +151,7 @@ def test_killed_in_the_middle_of_a_create(guests: Cocoon, office: Office, tmp_pa
     arguments = ("vm", "create", "--name", "killed", *SMALL, "--network", "office", "busybox")
     if place == "in-the-plugin":
         process = guests.start(*arguments, start_new_session=True)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not marker.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)

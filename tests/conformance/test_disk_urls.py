@@ -328,7 +328,7 @@ def test_interrupted_and_gone_on_with(cocoon, server: FileServer, large: bytes, 
     while server.sent < 52 * MIB and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else -number), errors
     before, server.sent, server.pause_s = server.sent, 0, 0.0
     assert inventory(make_world(cocoon.root))["images"] == []

@@ -158,7 +158,7 @@ def test_pipes_signals_and_terminals(cocoon, tmp_path: Path) -> None:
     assert process.returncode == 0
     process = cocoon.start("image", "export", "app", "-o", "-", stdout=subprocess.PIPE)
     process.stdout.close()  # The reader goes away.
-    assert process.wait(20) == 141
+    assert process.wait(60) == 141
     target = tmp_path / "out" / "a.tar"
     target.parent.mkdir()
     for number in (signal.SIGINT, signal.SIGKILL):
@@ -167,7 +167,7 @@ def test_pipes_signals_and_terminals(cocoon, tmp_path: Path) -> None:
         )
         time.sleep(1.5)
         process.send_signal(number)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
         assert process.returncode == {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[number]
         assert os.listdir(target.parent) == []
     cocoon.run("image", "rm", "app", "again")

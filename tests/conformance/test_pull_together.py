@@ -38,7 +38,7 @@ def references(registry, proxy: RegistryProxy, tmp_path: Path) -> list[str]:
 
 def wait_for_part(cocoon: Cocoon, least: int) -> None:
     path = Path(part_path(f"{cocoon.root}/parts", BASE.digest))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (path.exists() and path.stat().st_size >= least):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -93,7 +93,7 @@ def test_who_waits_takes_over_from_the_interrupted(cocoon: Cocoon, proxy: Regist
     cocoon.run("image", "list")
     proxy.pause_s = 0.05
     first = cocoon.start("image", "pull", references[0])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     world = make_world(cocoon.root)
     while not inventory(world)["layers"]:
         assert time.monotonic() < deadline
@@ -102,7 +102,7 @@ def test_who_waits_takes_over_from_the_interrupted(cocoon: Cocoon, proxy: Regist
     wait_for_part(cocoon, MIB)
     time.sleep(0.3)
     first.send_signal(signal.SIGINT)
-    first.communicate(timeout=30)
+    first.communicate(timeout=60)
     assert first.returncode == 130
     ends_well(second)
     found = inventory(world)
@@ -145,7 +145,7 @@ def test_bars_on_a_terminal(cocoon: Cocoon, proxy: RegistryProxy, references: li
             shown += chunk
     except OSError:
         pass  # The end of a terminal that nobody has open any more.
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     text = shown.decode()
     for layer in (BASE, *TOPS):
         assert f"layer {layer.digest[7:19]}" in text
@@ -159,7 +159,7 @@ def test_an_interrupt_ends_all_of_them(cocoon: Cocoon, proxy: RegistryProxy, ref
     wait_for_part(cocoon, MIB)
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
     assert time.monotonic() - begun < 5
     found = inventory(make_world(cocoon.root))

@@ -152,11 +152,11 @@ def test_the_next_pull_goes_on_where_the_last_one_was_stopped(
     proxy.pause_s = 0.1
     process = cocoon.start("image", "pull", reference)
     path = Path(part_path(f"{cocoon.root}/parts", BIG.digest))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (path.exists() and path.stat().st_size > MIB) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode in (130, -signal.SIGKILL)
     world = make_world(cocoon.root)
     cocoon.run("image", "list")

@@ -105,8 +105,8 @@ def connect(processes: VMProcesses, name: str) -> QMPClient:
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            connection = capsule.connect_capsule_socket(processes, name, uid=UID, timeout_s=5)
-            return QMPClient(connection, timeout_s=10)
+            connection = capsule.connect_capsule_socket(processes, name, uid=UID, timeout_s=60)
+            return QMPClient(connection, timeout_s=60)
         except NotFound:
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -117,7 +117,7 @@ def test_monitors_answer(running: VMProcesses, paths: VMPaths) -> None:
         with connect(running, QMP_SOCKET) as client, connect(running, RESCUE_SOCKET) as rescue:
             assert client.execute("balloon", {"value": 192 * MIB}) == {}
             assert rescue.execute("stop") == {}
-            assert client.wait_event("STOP", timeout_s=10)
+            assert client.wait_event("STOP", timeout_s=60)
             status = rescue.execute("query-status")
             assert isinstance(status, dict)
             assert status["status"] == "paused"

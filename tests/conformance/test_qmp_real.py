@@ -49,7 +49,7 @@ def connect(path: str) -> socket.socket:
 
 
 def test_asks_and_is_answered(qmp_path: str) -> None:
-    with QMPClient(connect(qmp_path), timeout_s=10) as client:
+    with QMPClient(connect(qmp_path), timeout_s=60) as client:
         assert client.version.count(".") == 2
         status = client.execute("query-status")
         assert isinstance(status, dict)
@@ -65,11 +65,11 @@ def test_asks_and_is_answered(qmp_path: str) -> None:
 
 def test_one_client_after_another(qmp_path: str) -> None:
     for _ in range(3):
-        with QMPClient(connect(qmp_path), timeout_s=10) as client:
+        with QMPClient(connect(qmp_path), timeout_s=60) as client:
             assert client.execute("query-name") == {}
 
 
 def test_the_last_event_is_kept(qmp_path: str) -> None:
-    with QMPClient(connect(qmp_path), timeout_s=10) as client:
+    with QMPClient(connect(qmp_path), timeout_s=60) as client:
         client.execute("quit")
-        assert client.wait_event("SHUTDOWN", timeout_s=10)["event"] == "SHUTDOWN"
+        assert client.wait_event("SHUTDOWN", timeout_s=60)["event"] == "SHUTDOWN"

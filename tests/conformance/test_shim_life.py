@@ -83,14 +83,14 @@ def test_a_stubborn_vmm_is_killed_after_its_time(scene: Scene) -> None:
     kill(scene.supervisor, signal.SIGTERM)
     record = scene.wait_end()
     assert (record["reason"], record["signal"]) == ("signaled", signal.SIGKILL)
-    assert 0.3 < time.monotonic() - began < 10
+    assert time.monotonic() - began > 0.3
 
 
 def test_force_kills_at_once(scene: Scene) -> None:
     scene.launch("stubborn", kill_after_s=60.0)
     scene.wait_log(b"ready")
     capsule.end_vmm(scene.paths.run_dir, force=True)
-    assert scene.wait_end(10)["signal"] == signal.SIGKILL
+    assert scene.wait_end()["signal"] == signal.SIGKILL
 
 
 def test_what_the_vmm_started_ends_with_it(scene: Scene) -> None:
@@ -304,7 +304,7 @@ def test_foreground_ends_with_its_caller(scene: Scene) -> None:
     caller.kill()
     caller.wait()
     wait_for(lambda: not scene.alive(), "end of the VM")
-    assert not os.path.exists(f"/proc/{supervisor}/root")
+    wait_for(lambda: not os.path.exists(f"/proc/{supervisor}/root"), "end of the supervisor")
     assert scene.record()["signal"] == signal.SIGTERM
 
 
@@ -345,7 +345,7 @@ from shim_scene import Scene
 scene = Scene(Path({str(scene.directory)!r}))
 scene.launch("wait", foreground={how == "foreground"})
 print(scene.supervisor, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
 
@@ -356,7 +356,7 @@ def test_paths_longer_than_a_socket_address(tmp_path: Path, monkeypatch: pytest.
     with scene_of(deep, "plain", monkeypatch) as scene:
         scene.launch("echo")
         with scene.console() as console:
-            console.connection.settimeout(10)
+            console.connection.settimeout(60)
             assert console.connection.recv(6) == b"ready\n"
 
 
@@ -439,17 +439,17 @@ def test_sources_are_complete() -> None:
 def test_sockets_in_the_capsule_are_checked(scene: Scene) -> None:
     processes = scene.launch("monitor")
     scene.wait_log(b"ready")
-    connected = capsule.connect_capsule_socket(processes, "/vm/run/rescue.sock", uid=scene.uid, timeout_s=5)
+    connected = capsule.connect_capsule_socket(processes, "/vm/run/rescue.sock", uid=scene.uid, timeout_s=60)
     with contextlib.closing(connected) as connection:
         assert connection.recv(100).startswith(b'{"QMP"')
     with pytest.raises(NotFound):
-        capsule.connect_capsule_socket(processes, "/vm/run/none.sock", uid=scene.uid, timeout_s=5)
+        capsule.connect_capsule_socket(processes, "/vm/run/none.sock", uid=scene.uid, timeout_s=60)
     with pytest.raises(APIFailed, match="not a socket of the VMM"):
-        capsule.connect_capsule_socket(processes, "/vm/run/rescue.sock", uid=scene.uid + 1, timeout_s=5)
+        capsule.connect_capsule_socket(processes, "/vm/run/rescue.sock", uid=scene.uid + 1, timeout_s=60)
     os.symlink("/vm/run/rescue.sock", scene.inside("/vm/run/link.sock"))
     with pytest.raises(APIFailed, match="leads elsewhere"):
-        capsule.connect_capsule_socket(processes, "/vm/run/link.sock", uid=scene.uid, timeout_s=5)
+        capsule.connect_capsule_socket(processes, "/vm/run/link.sock", uid=scene.uid, timeout_s=60)
     assert processes.vmm is not None
     other = processes.replace(vmm=processes.vmm.replace(pid=1))
     with pytest.raises(APIFailed, match="answered by process"):
-        capsule.connect_capsule_socket(other, "/vm/run/rescue.sock", uid=scene.uid, timeout_s=5)
+        capsule.connect_capsule_socket(other, "/vm/run/rescue.sock", uid=scene.uid, timeout_s=60)

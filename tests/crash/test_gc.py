@@ -66,11 +66,11 @@ def test_interrupted_it_says_so(engine: Cocoon) -> None:
     before = inventory(paths)
     inject_debris(paths)
     process = engine.start("gc", env={"COCOON_FAILPOINT": "gc.blobs:sleep=30"})
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while os.path.exists(f"{paths.work}/fedcba9876543210") and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in errors
     engine.run("gc")
     assert inventory(paths) == before

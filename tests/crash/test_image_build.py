@@ -138,7 +138,7 @@ def test_a_signal_in_the_middle_of_a_script(cocoon, recipe: Path, number: signal
     try:
         wait_for(lambda: list(cocoon.root.glob("work/*/recipe/tmp/root/stuck")))
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130), errors

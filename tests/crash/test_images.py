@@ -85,11 +85,11 @@ def test_a_signal_in_the_middle_of_a_layer(cocoon, number: signal.Signals) -> No
         begun, stop = stall_in_the_middle(image)
         process = cocoon.start("image", "pull", registry.add("x", image))
         try:
-            assert begun.wait(20)
+            assert begun.wait(60)
             time.sleep(0.3)
             sent = time.monotonic()
             process.send_signal(number)
-            _, errors = process.communicate(timeout=20)
+            _, errors = process.communicate(timeout=60)
         finally:
             stop.set()
             process.kill()
@@ -104,13 +104,13 @@ def test_kill_in_the_middle_of_a_layer(cocoon) -> None:
         image = FakeImage([BASE, BOOT])
         begun, stop = stall_in_the_middle(image)
         process = cocoon.start("image", "pull", registry.add("x", image))
-        assert begun.wait(20)
+        assert begun.wait(60)
         time.sleep(0.3)
         process.kill()
         process.communicate()
         stop.set()
     # Without its feeder mkfs.erofs would spin for ever on the half of a layer.
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while _builders(cocoon.root) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _builders(cocoon.root)

@@ -50,7 +50,7 @@ def start(base, first):
 def end(process):
     """Kills the writer; the numbers it had acknowledged, and what it complained about."""
     process.send_signal(signal.SIGKILL)
-    said, complaint = process.communicate(timeout=30)
+    said, complaint = process.communicate(timeout=60)
     return [int(line) for line in said.split()], complaint.decode()
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,14 @@ SMALL = ("--cpu", "1", "--memory", "256M", "--storage", "64M", "--nics", "0")
 
 def names(cocoon: Cocoon) -> list[str]:
     return [vm["name"] for vm in cocoon.json("vm", "list")]
+
+
+def wait_until_stopped(pid: int) -> None:
+    """Until a failpoint has sent it SIGSTOP."""
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline, "it does not come to its failpoint"
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -110,13 +120,37 @@ def test_interrupts_reach_the_command(shared_cocoon: Cocoon) -> None:
 
 def test_an_interrupt_while_it_boots(shared_cocoon: Cocoon) -> None:
     running = shared_cocoon.start("run", "--rm", "--name", "early", *SMALL, "busybox", "sleep", "1000")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while names(shared_cocoon) != ["early"] or shared_cocoon.json("vm", "list")[0]["state"] != "running":
         assert time.monotonic() < deadline
         time.sleep(0.1)
     running.send_signal(signal.SIGINT)
     assert running.wait(timeout=60) == 130
     assert names(shared_cocoon) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_just_after_the_start_takes_the_vm_along(shared_cocoon: Cocoon, number: int) -> None:
+    """The VM runs, and its command has not gone to meet it yet."""
+    running = shared_cocoon.start(
+        "run", "--rm", *SMALL, "busybox", "sleep", "1000", env={"COCOON_FAILPOINT": "vm.run:end:stop"}
+    )
+    wait_until_stopped(running.pid)
+    running.send_signal(number)
+    running.send_signal(signal.SIGCONT)
+    assert running.wait(timeout=60) == 130
+    assert names(shared_cocoon) == []
+
+
+def test_a_guest_that_never_answers_goes_with_rm(shared_cocoon: Cocoon) -> None:
+    start = "import sys; from cocoon.cli import attached, main; attached.BOOT_TIMEOUT_S = 0.1; sys.exit(main.main())"
+    for option in ("--rm", "--name=stays"):
+        words = shared_cocoon.command("run", option, *SMALL, "busybox", "sleep", "1000")
+        words[words.index("-c") + 1] = start
+        done = subprocess.run(words, capture_output=True, text=True, timeout=100, env=shared_cocoon.environment)
+        assert done.returncode == 125 and "answers within 0.1 s" in done.stderr, done.stderr
+        assert ("it was removed" in done.stderr) == (option == "--rm")
+    assert names(shared_cocoon) == ["stays"]
 
 
 def test_a_guest_that_ends_before_its_command_is_told_from_its_console(shared_cocoon: Cocoon) -> None:

@@ -49,7 +49,7 @@ def sessions(box: Cocoon) -> list[dict]:
     return json.loads(box.run("exec", "--list", "-o", "json", "box").stdout)
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"{what} does not come to pass"
@@ -193,7 +193,7 @@ def test_the_first_interrupt_is_the_commands_the_second_leaves(box: Cocoon) -> N
     running.send_signal(signal.SIGINT)
     assert running.stdout.readline() == "got-it\n"
     running.send_signal(signal.SIGINT)
-    assert running.wait(timeout=20) == 130
+    assert running.wait(timeout=60) == 130
     said = running.stderr.read() if running.stderr else ""
     number = said.split("cocoon attach box ")[1].split()[0]
     (info,) = [info for info in sessions(box) if str(info["session"]) == number]
@@ -206,14 +206,14 @@ def test_sigterm_is_passed_on(box: Cocoon) -> None:
     running = box.start("exec", "box", "sh", "-c", "trap 'exit 12' TERM; echo ready; while :; do sleep 0.2; done")
     assert running.stdout is not None and running.stdout.readline() == "ready\n"
     running.send_signal(signal.SIGTERM)
-    assert running.wait(timeout=20) == 12
+    assert running.wait(timeout=60) == 12
 
 
 def test_a_reader_that_goes_away_ends_the_command(box: Cocoon) -> None:
     running = box.start("exec", "box", "yes", "lasting-mark")
     assert running.stdout is not None and running.stdout.readline() == "lasting-mark\n"
     running.stdout.close()
-    assert running.wait(timeout=30) == 141
+    assert running.wait(timeout=60) == 141
     wait_until(lambda: not runs(box, "yes lasting-mark"), "the end")
 
 
@@ -224,7 +224,7 @@ def test_a_reader_that_stalls_harms_nobody(box: Cocoon) -> None:
     running.send_signal(signal.SIGINT)
     assert running.stdout is not None
     assert running.stdout.read().startswith("y\ny\n")
-    assert running.wait(timeout=30) in (21, 130)
+    assert running.wait(timeout=60) in (21, 130)
     box.run("exec", "box", "killall", "yes", check=False)
 
 
@@ -304,7 +304,7 @@ def test_a_vm_that_ends_in_the_middle(box: Cocoon, end: str) -> None:
     running = box.start("exec", "short", "sh", "-c", "echo up; sleep 1000")
     assert running.stdout is not None and running.stdout.readline() == "up\n"
     box.run(*(["kill", "short"] if end == "kill" else ["rm", "-f", "short"]))
-    _, said = running.communicate(timeout=30)
+    _, said = running.communicate(timeout=60)
     assert running.returncode == 125
     assert "has ended" in said and "Traceback" not in said
     box.run("rm", "-f", "short", check=False)

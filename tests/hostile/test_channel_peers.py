@@ -150,7 +150,7 @@ def agent(tmp_path_factory):
 
 
 def greet(connection: socket.socket, nonce: bytes) -> int:
-    connection.settimeout(20)
+    connection.settimeout(60)
     connection.sendall(HELLO.pack(GREETING, 1, 1, 0, nonce))
     _, _, _, key, echoed = HELLO.unpack(connection.recv(HELLO_BYTES, socket.MSG_WAITALL))
     assert echoed == nonce
@@ -201,7 +201,7 @@ def test_hostile_clients(agent) -> None:
                 signal_session(channel, info.number, 9)
         while any(info.state == "running" for info in list_sessions(channel)):
             time.sleep(0.05)
-        result = start_session(channel, Command(arguments=("echo", "well"))).communicate(timeout_s=20)
+        result = start_session(channel, Command(arguments=("echo", "well"))).communicate(timeout_s=60)
         assert result.stdout == b"well\n" and STDOUT == 1
 
 
@@ -209,10 +209,10 @@ def test_hostile_clients(agent) -> None:
 @given(st.lists(st.one_of(st.binary(max_size=600), st.just(GREETING), st.just(bytes(17_000))), max_size=6))
 def test_any_client(agent, pieces: list[bytes]) -> None:
     with agent.connect() as connection:
-        connection.settimeout(20)
+        connection.settimeout(60)
         with contextlib.suppress(BrokenPipeError):
             connection.sendall(b"".join(pieces))
-        channel = Channel(connection.dup(), timeout_s=20)
+        channel = Channel(connection.dup(), timeout_s=60)
         assert channel.request("ping").records[0] == ("ok", "")
         channel.close()
 

@@ -16,7 +16,7 @@ from cocoon.cli.tree import COMMANDS, GROUPS
 from cocoon.errors import Ambiguous, Interrupted, InvalidSpec, NotFound, Unsupported
 from fixtures import PROJECT, clean_environment
 
-START = "import sys; from cocoon.cli.main import main; sys.exit(main())"
+START = "import sys; from cocoon.cli.main import run_process; sys.exit(run_process())"
 
 
 def run(*arguments: str, root: Path | None = None, **options) -> subprocess.CompletedProcess[str]:
@@ -249,7 +249,17 @@ sys.exit(status)"""
     assert child.stdout is not None and child.stdout.readline() == "up\n"
     time.sleep(delay)
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=30)
+    _, errors = child.communicate(timeout=60)
     # While the interpreter goes down nobody can catch it any more; to a shell a death by SIGINT is 130, too.
     assert child.returncode in (130, 0, -signal.SIGINT)
     assert "Traceback" not in errors
+
+
+def test_a_late_interrupt(tmp_path: Path) -> None:
+    """The work is done, and the interpreter is being taken apart: the status stays, and nothing is said."""
+    script = f"import atexit, os; atexit.register(lambda: os.kill(os.getpid(), {int(signal.SIGINT)}))"
+    child = [sys.executable, "-c", f"{script}; {START}", "--root-dir", str(tmp_path / "r"), "kernel", "list"]
+    done = subprocess.run(
+        child, env=clean_environment(PYTHONPATH=str(PROJECT / "src")), capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, run("--root-dir", str(tmp_path / "r"), "kernel", "list").stderr)

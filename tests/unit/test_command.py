@@ -67,7 +67,7 @@ def test_the_deadline_kills_the_whole_family():
     with pytest.raises(Timeout, match=r"sh did not end within 0\.3 s"):
         run(["sh", "-c", "sleep 4711.1 & sleep 4711.2"], timeout_s=0.3)
     assert time.monotonic() - at < 5
-    deadline = time.monotonic() + 2  # The shell is reaped, its children are only dying.
+    deadline = time.monotonic() + 60  # The shell is reaped, its children are only dying.
     while alive_with("4711.") and time.monotonic() < deadline:
         time.sleep(0.01)
     assert alive_with("4711.") == []
@@ -95,7 +95,7 @@ def test_environment_and_descriptors(monkeypatch):
     try:
         assert run(["ls", "/proc/self/fd"], timeout_s=10).split() == [b"0", b"1", b"2", b"3"]
         running = start(["ls", "/proc/self/fd"], pass_fds=(leaked,))
-        assert str(leaked).encode() in running.communicate(timeout_s=10).split()
+        assert str(leaked).encode() in running.communicate(timeout_s=60).split()
     finally:
         os.close(leaked)
 
@@ -118,7 +118,7 @@ def test_a_stream_can_be_fed_while_it_runs():
     for _ in range(100):
         os.write(write, b"x" * 10_000)
     os.close(write)
-    assert running.communicate(timeout_s=10) == b"1000000\n"
+    assert running.communicate(timeout_s=60) == b"1000000\n"
     running.kill()
 
 

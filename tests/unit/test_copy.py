@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 import agent_scene
 from cocoon.engine import copy
 from cocoon.errors import APIFailed, InvalidSpec, NotFound, Timeout
-from cocoon.guest.channel import Channel
+from cocoon.guest.channel import ANSWER, DATA, EXIT, REQUEST
+from cocoon.guest.session import EXIT_RECORD, STDOUT
+from false_guest import SESSION, Guest, lied_to
 
 
 @pytest.fixture(scope="module")
@@ -26,72 +29,44 @@ def agent(driver: str, tmp_path: Path) -> Iterator[agent_scene.Agent]:
         yield agent
 
 
-class Liar:
-    """A guest's end that greets properly and then says what it likes."""
-
-    def __init__(self) -> None:
-        import socket
-
-        self.ours, self.theirs = socket.socketpair()
-
-    def greet(self) -> int:
-        """Answers the greeting; the key."""
-        hello = self.theirs.recv(4096)
-        self.theirs.sendall(b"cocoon!\n" + b"\1\0\0\0" + b"\7\7\7\7" + hello[16:32])
-        return 0x07070707
-
-    def frame(self, kind: int, lane: int, payload: bytes) -> None:
-        """One frame of this connection."""
-        key = b"\7\7\7\7"
-        self.theirs.sendall(key + bytes([kind, lane]) + len(payload).to_bytes(2, "little") + payload + key)
-
-
-def lied_to(lie) -> tuple[Channel, Liar]:
-    """A channel to a liar, which runs `lie` in a thread once it has been asked for something."""
-    import threading
-
-    liar = Liar()
-
-    def serve() -> None:
-        liar.greet()
-        liar.theirs.recv(65536)
-        lie(liar)
-
-    threading.Thread(target=serve, daemon=True).start()
-    return Channel(liar.ours, timeout_s=5), liar
-
-
-ANSWER, DATA, EXIT = 2, 3, 6
-HEAD = b"ok\0session=1\0pid=2\0"
-
-
 @pytest.mark.parametrize(
     ("lie", "word"),
     [
-        (lambda liar: liar.theirs.sendall(os.urandom(70_000)), "protocol"),
-        (lambda liar: liar.frame(ANSWER, 0, b"maybe\0"), "neither ok nor error"),
-        (lambda liar: liar.frame(ANSWER, 0, b"ok\0session=x\0pid=1\0"), "no number"),
+        (lambda guest: guest.connection.sendall(os.urandom(70_000)), "protocol"),
+        (lambda guest: guest.frame(ANSWER, 0, b"maybe\0"), "neither ok nor error"),
+        (lambda guest: guest.frame(ANSWER, 0, b"ok\0session=x\0pid=1\0"), "no number"),
         (
-            lambda liar: (liar.frame(ANSWER, 0, HEAD), [liar.frame(DATA, 1, b"x" * 16384) for _ in range(64)]),
+            lambda guest: (guest.frame(ANSWER, 0, SESSION), [guest.frame(DATA, 1, b"x" * 16384) for _ in range(64)]),
             "says more",
         ),
-        (lambda liar: (liar.frame(ANSWER, 0, HEAD), liar.frame(DATA, 7, b"x")), "out of place"),
-        (lambda liar: (liar.frame(ANSWER, 0, HEAD), liar.frame(EXIT, 0, b"\xff" * 12)), "cannot be"),
-        (lambda liar: (liar.frame(ANSWER, 0, HEAD), liar.theirs.close()), "control channel"),
-        (lambda liar: liar.theirs.close(), "control channel"),
+        (lambda guest: (guest.frame(ANSWER, 0, SESSION), guest.frame(DATA, 7, b"x")), "out of place"),
+        (lambda guest: (guest.frame(ANSWER, 0, SESSION), guest.frame(EXIT, 0, b"\xff" * 12)), "cannot be"),
+        (
+            lambda guest: (guest.frame(ANSWER, 0, SESSION), guest.connection.shutdown(socket.SHUT_RDWR)),
+            "control channel",
+        ),
+        (lambda guest: guest.connection.shutdown(socket.SHUT_RDWR), "control channel"),
     ],
 )
 def test_a_lying_guest_ends_a_copy_with_a_word(lie, word: str, tmp_path: Path) -> None:
-    channel, _ = lied_to(lie)
-    with channel, pytest.raises(APIFailed) as caught:
+    with lied_to(lie) as channel, pytest.raises(APIFailed) as caught:
         copy.copy_archive_out(channel, "/x", lambda data: None, follow=False)
     assert word in caught.value.message and caught.value.message.isprintable()
 
 
+def fall_silent(guest: Guest) -> None:
+    """In the middle of a copy: it has said that the file is there, and has begun."""
+    guest.frame(ANSWER, 0, SESSION)
+    words = "type=file", "mode=644", "size=9", "uid=0", "gid=0", "mtime=0", "target=", "resolves=file", ""
+    guest.frame(DATA, STDOUT, "\0".join(words).encode())
+    guest.frame(EXIT, 0, EXIT_RECORD.pack(0, 0, 0))
+    guest.next_frame(REQUEST)
+    guest.frame(ANSWER, 0, SESSION)
+
+
 def test_a_silent_guest_ends_a_copy_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copy, "STALL_S", 0.5)
-    channel, _ = lied_to(lambda liar: None)
-    with channel, pytest.raises(Timeout):
+    with lied_to(fall_silent) as channel, pytest.raises(Timeout, match="a byte"):
         copy.copy_archive_out(channel, "/x", lambda data: None, follow=False)
 
 

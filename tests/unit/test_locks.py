@@ -14,7 +14,7 @@ import pytest
 from cocoon.errors import HostFault, NotFound, Timeout
 from cocoon.host import process
 from cocoon.host.locks import is_locked, lock, try_lock
-from cocoon.host.signals import Gate, Stop
+from cocoon.host.signals import Gate, Stop, enclosing_gate
 
 
 def test_one_holder_at_a_time(tmp_path):
@@ -170,6 +170,31 @@ def test_a_signal_that_came_too_late_is_delivered_afterwards():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_what_an_inner_gate_has_done_is_never_lost_to_a_signal():
+    """Of a signal that comes too late for the inner one the outer one hears with the next thing that can be stopped."""
+    done = []
+
+    def commit():
+        with Gate():
+            os.kill(os.getpid(), signal.SIGTERM)
+        done.append("committed")
+        return "committed"
+
+    with Gate() as gate:
+        assert gate.call(commit) == "committed"
+        with pytest.raises(Stop) as caught:
+            gate.call(lambda: done.append("next"))
+    assert caught.value.number == signal.SIGTERM and done == ["committed"]
+
+
+def test_a_signal_that_waits_can_be_taken_over():
+    with Gate() as gate:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert enclosing_gate() is gate
+        assert (gate.take(), gate.take()) == (signal.SIGHUP, 0)
+    assert enclosing_gate() is None
+
+
 def test_an_ignored_signal_stays_ignored():
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -187,7 +212,12 @@ def test_a_gate_in_another_thread_changes_nothing():
         with Gate() as gate:
             got.append(gate.call(lambda: 7))
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert got == [7]
+    def in_another():
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    in_another()
+    with pytest.raises(Stop), Gate() as gate:
+        gate.call(lambda: (in_another(), os.kill(os.getpid(), signal.SIGINT), got.append("stopped too late")))
+    assert got == [7, 7]

@@ -17,12 +17,14 @@ SESSION = f"""
 import sys, os, time
 sys.path[:0] = [{str(PROJECT / "src")!r}]
 from cocoon.cli.terminal import RawTerminal
-from cocoon.errors import Interrupted
+from cocoon.host.signals import Gate, Stop
+def inside():
+    os.write(1, b"raw")
+    {{inside}}
 try:
-    with RawTerminal():
-        os.write(1, b"raw")
-        {{inside}}
-except Interrupted as error:
+    with Gate() as gate, RawTerminal():
+        gate.call(inside)
+except Stop:
     os.write(1, b"interrupted")
 except ZeroDivisionError:
     os.write(1, b"failed")
@@ -40,7 +42,7 @@ def start(inside: str) -> tuple[int, int]:
 
 def read_until(terminal: int, word: bytes) -> bytes:
     seen = b""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while word not in seen and time.monotonic() < deadline:
         seen += os.read(terminal, 1024)
     assert word in seen

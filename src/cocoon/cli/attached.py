@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from cocoon.cli.grammar import Call
 from cocoon.cli.output import say, write_stderr
 from cocoon.cli.status import LEFT, own_failures
-from cocoon.errors import APIFailed, CocoonError, Interrupted, InvalidState, NotFound
+from cocoon.errors import APIFailed, CocoonError, Interrupted, InvalidState, NotFound, Timeout
 from cocoon.model.vm import VMRecord, VMSpec, VMState
 
 if TYPE_CHECKING:
@@ -33,36 +33,53 @@ STDIN = 0
 
 def run_attached(engine: Engine, spec: VMSpec) -> int:
     """Runs a VM whose command waits for us, carries it to its end, and returns its exit status."""
-    from cocoon.host.signals import Gate
+    from cocoon.host.signals import Gate, Stop
 
-    with own_failures():
+    with own_failures(), Gate() as gate:
         if spec.process.tty and not os.isatty(STDIN):
             raise InvalidState("-t needs a terminal, and stdin is none", hint="leave -t out; -i alone passes stdin on")
-        vm = engine.run_vm(spec)
+        # From the VM's last commit on no signal ends us unawares: this command is what its `--rm` relies on.
+        vm = gate.call(lambda: engine.run_vm(spec))
         try:
-            with Gate() as gate:
-                channel = gate.call(lambda: _meet(engine, vm))
-        except KeyboardInterrupt:
+            channel = gate.call(lambda: _meet(engine, vm))
+        except Stop:
             return _interrupted(engine, vm)
         with channel:
             return _carry(engine, vm, channel)
 
 
 def _meet(engine: Engine, vm: VMRecord) -> Channel:
-    """A channel to the guest once it is up. Raises APIFailed with the console's last lines when it ends before."""
+    """A channel to the guest once it is up; when there is none to be had a VM with `--rm` goes.
+
+    Raises APIFailed with the console's last lines when the VM ends before, Timeout with them when it never answers.
+    """
     from cocoon.engine.access import open_guest
 
     try:
         return open_guest(engine.paths, vm, timeout_s=BOOT_TIMEOUT_S)
-    except (APIFailed, InvalidState) as error:
+    except CocoonError as error:
         # The channel goes first, its VM a moment later.
-        if not _has_ended(engine, vm):
+        ended = isinstance(error, (APIFailed, InvalidState)) and _has_ended(engine, vm)
+        if not ended and not isinstance(error, Timeout) and not vm.spec.remove_on_exit:
             raise
         lines = _console_tail(engine, vm)
-        remove_ended(engine, vm)
+        if ended:
+            remove_ended(engine, vm)
+        elif vm.spec.remove_on_exit:
+            _end(engine, vm, force=True)
         write_stderr("".join(f"{line}\n" for line in lines))
-        what = f"the VM {vm.spec.name} ended before its command began; the last lines of its console are above"
-        raise APIFailed(what, hint=f"cocoon logs {vm.spec.name}" if not vm.spec.remove_on_exit else "") from error
+        raise _explained(error, vm, ended=ended) from error
+
+
+def _explained(error: CocoonError, vm: VMRecord, *, ended: bool) -> CocoonError:
+    """Why there is no channel, below the last lines of the console."""
+    name = vm.spec.name
+    if ended:
+        what = f"the VM {name} ended before its command began; the last lines of its console are above"
+        error = APIFailed(what, hint=f"cocoon logs {name}")
+    if vm.spec.remove_on_exit:
+        error.hint = "" if ended else "the last lines of its console are above; it was removed, as --rm asks for"
+    return error
 
 
 def _has_ended(engine: Engine, vm: VMRecord) -> bool:
@@ -83,35 +100,43 @@ def _console_tail(engine: Engine, vm: VMRecord) -> list[str]:
 
 
 def _carry(engine: Engine, vm: VMRecord, channel: Channel) -> int:
-    from cocoon.cli.joined import carry_session
+    from cocoon.cli.joined import Client
     from cocoon.guest.session import MAIN_SESSION, join_session
 
     process = vm.spec.process
-    session = join_session(channel, MAIN_SESSION)
+    client = Client(vm.spec.name, interactive=process.interactive, terminal=process.tty)
     try:
-        status = carry_session(session, interactive=process.interactive, terminal=process.tty, name=vm.spec.name)
+        status = client.carry(lambda: join_session(channel, MAIN_SESSION))
     except BrokenPipeError:
         # Whoever read our output has gone, and nobody else waits for a VM with --rm.
         if vm.spec.remove_on_exit:
             channel.close()
             _end(engine, vm, force=True)
         raise
-    if session.exit is not None:
+    if client.exit is not None:
         channel.close()
-        see_off(engine, vm, session.exit.code)
+        see_off(engine, vm, client.exit.code)
     return status
 
 
 def see_off(engine: Engine, vm: VMRecord, status: int) -> None:
-    """After the end of a VM's command: notes its exit status, waits for the VM's own end, does what `--rm` asks for."""
-    engine.note_exit(vm.id, status)
-    try:
-        ended = engine.wait_end(vm.id, timeout_s=END_TIMEOUT_S)
-    except NotFound:
-        return  # Another command has removed it already.
-    if not ended:
-        _end(engine, vm, force=True)
-    remove_ended(engine, vm)
+    """After the end of a VM's command: notes its exit status, waits for the VM's own end, does what `--rm` asks for.
+
+    A signal ends the waiting, not more: the status is the command's own. A VM with `--rm` is ended at once then.
+    """
+    from cocoon.host.signals import Gate, Stop
+
+    with Gate() as gate:
+        engine.note_exit(vm.id, status)
+        try:
+            ended = gate.call(lambda: engine.wait_end(vm.id, timeout_s=END_TIMEOUT_S))
+        except NotFound:
+            return  # Another command has removed it already.
+        except Stop:
+            ended = not vm.spec.remove_on_exit
+        if not ended:
+            _end(engine, vm, force=True)
+        remove_ended(engine, vm)
 
 
 def _interrupted(engine: Engine, vm: VMRecord) -> int:
@@ -127,48 +152,44 @@ def run_on_console(engine: Engine, login: Login, call: Call) -> int:
     """Runs a VM and shows its console until it ends or the user leaves."""
     from cocoon.cli.terminal import attach
     from cocoon.host.console import DEFAULT_ESCAPE, ConsoleEnd, ConsoleMode, parse_escape
+    from cocoon.host.signals import Gate
 
     interactive = call.is_on("interactive") or call.is_on("tty")
-    vm = login.used_by(engine.run_vm)
     mode = ConsoleMode.WRITE if interactive else ConsoleMode.READ
-    try:
-        end = attach(
-            engine.paths.vm(vm.id), mode, name=vm.spec.name, escape=parse_escape(DEFAULT_ESCAPE), quiet=not interactive
-        )
-    except InvalidState:
-        _show_log(engine, vm)  # It ended before we came.
-        end = ConsoleEnd.VM_ENDED
-    except KeyboardInterrupt:
-        # Only a reader gets here: in raw mode Ctrl-C is the guest's. With --rm nobody else waits for this VM.
-        if not login.spec.remove_on_exit:
-            raise
-        _end(engine, vm, force=False)
-        return LEFT
-    if end is not ConsoleEnd.VM_ENDED:
-        say(f"{vm.spec.name} goes on; back to it: cocoon vm console {vm.spec.name}")
-        return 0
-    return _finish(engine, vm)
+    escape = parse_escape(DEFAULT_ESCAPE)
+    with Gate() as gate:
+        vm = gate.call(lambda: login.used_by(engine.run_vm))
+        own, name = engine.paths.vm(vm.id), vm.spec.name
+        try:
+            end = gate.call(lambda: attach(own, mode, name=name, escape=escape, quiet=not interactive))
+        except InvalidState:
+            _show_log(engine, vm)  # It ended before we came.
+            end = ConsoleEnd.VM_ENDED
+        except (KeyboardInterrupt, Interrupted) as error:
+            # With --rm nobody else waits for a VM that was watched; one whose terminal has gone can be come back to.
+            if not vm.spec.remove_on_exit or (interactive and isinstance(error, Interrupted)):
+                raise
+            _end(engine, vm, force=False)
+            return LEFT
+        if end is not ConsoleEnd.VM_ENDED:
+            say(f"{name} goes on; back to it: cocoon vm console {name}")
+            return 0
+        return gate.call(lambda: _finish(engine, vm))
 
 
 def run_foreground(engine: Engine, login: Login) -> int:
-    """Runs a VM as a child of this process and waits for its end; SIGINT and SIGTERM stop the guest first."""
-    import signal
+    """Runs a VM as a child of this process and waits for its end; SIGINT, SIGTERM and SIGHUP stop the guest first."""
+    from cocoon.host.signals import Gate, Stop
 
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    vm = login.used_by(engine.run_vm)
-    say(f"started {vm.spec.name}; Ctrl-C stops it")
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        engine.wait_vm(vm.id)
-    except KeyboardInterrupt:
-        say(f"stopping {vm.spec.name}")
-        _end(engine, vm, force=False)
-        return LEFT
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    return _finish(engine, vm)
+    with Gate() as gate:
+        vm = gate.call(lambda: login.used_by(engine.run_vm))
+        say(f"started {vm.spec.name}; Ctrl-C stops it")
+        try:
+            return gate.call(lambda: _finish(engine, vm))
+        except Stop:
+            say(f"stopping {vm.spec.name}")
+            _end(engine, vm, force=False)
+            return LEFT
 
 
 def _end(engine: Engine, vm: VMRecord, *, force: bool) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from cocoon.errors import Interrupted
 from cocoon.guest.session import STDERR, STDOUT, Detached, End, Event, Exit, Output, Session, WindowSize
 from cocoon.host.files import host_fault
+from cocoon.host.signals import enclosing_gate
 
 STDIN = 0
 PIPE_BYTES = 4096  # PIPE_BUF: so many a pipe or terminal that is ready takes without making us wait.
@@ -51,21 +52,31 @@ def window_size(fd: int = STDIN) -> WindowSize:
     return WindowSize(rows=rows or 24, columns=columns or 80)
 
 
-def carry(session: Session, *, interactive: bool, escape: int | None = None, timeout_s: float | None = None) -> Exit:
+def carry(
+    session: Session,
+    signals: Signals,
+    *,
+    interactive: bool,
+    escape: int | None = None,
+    timeout_s: float | None = None,
+) -> Exit:
     """Carries `session` until the command has ended, and returns how.
 
-    With `interactive` our stdin is the command's. With `escape` our terminal is the command's, in raw mode already:
-    that character and a dot leave it. The first Ctrl-C (or SIGTERM) is the command's, a second one leaves it. Raises
-    Left, TimedOut, Interrupted when our terminal has gone, BrokenPipeError when the reader of our output has, and what
-    the channel raises.
+    `signals` are held since before the guest was asked for the session. With `interactive` our stdin is the command's.
+    With `escape` our terminal is the command's, in raw mode already: that character and a dot leave it. The first
+    Ctrl-C (or SIGTERM) is the command's, a second one leaves it. Raises Left, TimedOut, Interrupted when our terminal
+    has gone, BrokenPipeError when the reader of our output has, and what the channel raises.
     """
-    with _Signals(resizes=escape is not None) as signals:
-        carrier = _Carrier(session, signals, interactive=interactive, escape=escape)
-        return carrier.run(None if timeout_s is None else time.monotonic() + timeout_s)
+    carrier = _Carrier(session, signals, interactive=interactive, escape=escape)
+    return carrier.run(None if timeout_s is None else time.monotonic() + timeout_s)
 
 
-class _Signals:
-    """A `with` block in which signals arrive as bytes on `fd`. One that is ignored (nohup) stays ignored."""
+class Signals:
+    """A `with` block in which signals arrive as bytes on `fd`. One that is ignored (nohup) stays ignored.
+
+    It begins before the guest is asked to run or join anything: a command runs when its client has not heard of it yet,
+    and a signal of that moment is the command's already. One that waits at a gate around the block is its first.
+    """
 
     def __init__(self, *, resizes: bool) -> None:
         self._numbers = (*FORWARDED, signal.SIGWINCH) if resizes else FORWARDED
@@ -73,12 +84,15 @@ class _Signals:
         self._wakeup = -1
         self.fd = self._write_end = -1
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
+        gate = enclosing_gate()
         self.fd, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._wakeup = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         for number in self._numbers:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._previous[number] = signal.signal(number, _note)
+        if gate is not None and (waiting := gate.take()):
+            os.write(self._write_end, bytes([waiting]))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -145,7 +159,7 @@ class _Outlet:
 class _Carrier:
     """The state of one `carry`."""
 
-    def __init__(self, session: Session, signals: _Signals, *, interactive: bool, escape: int | None) -> None:
+    def __init__(self, session: Session, signals: Signals, *, interactive: bool, escape: int | None) -> None:
         self._session = session
         self._signals = signals
         self._outlets = {STDOUT: _Outlet(1), STDERR: _Outlet(2)}

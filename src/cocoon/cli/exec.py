@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cocoon.cli.context import Context
 from cocoon.cli.grammar import Call, Command, Option, see_help
-from cocoon.cli.joined import carry_session, run_command
+from cocoon.cli.joined import Client, run_command
 from cocoon.cli.options import OUTPUT, checked_reference
 from cocoon.cli.output import say, write_json, write_line
 from cocoon.cli.process import PROCESS_OPTIONS, read_environment
@@ -158,12 +158,10 @@ def _attach(context: Context, call: Call) -> int:
                 hint=f"cocoon vm console {vm.spec.name}, or cocoon logs -f {vm.spec.name}",
             )
         with open_guest(context.paths, vm) as channel:
-            session = join_session(channel, number)
             reading = not call.is_on("no-stdin") and (os.isatty(STDIN) or not terminal)
-            status = carry_session(
-                session, interactive=reading, terminal=terminal and os.isatty(STDIN), name=vm.spec.name
-            )
-            if session.exit is None:
+            client = Client(vm.spec.name, interactive=reading, terminal=terminal and os.isatty(STDIN))
+            status = client.carry(lambda: join_session(channel, number))
+            if client.exit is None:
                 return status and LEFT
             if number:
                 forget_session(channel, number)

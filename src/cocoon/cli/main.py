@@ -17,6 +17,18 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
+def run_process() -> int:
+    """`main` as the last thing that this process does: from its end on Ctrl-C is ignored.
+
+    What has been done has its status, and the interpreter would answer with a traceback while it is taken apart.
+    """
+    status = main()
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status
+
+
 def main() -> int:
     """Runs the command in `sys.argv` and returns the exit status. Never raises, never shows a traceback.
 

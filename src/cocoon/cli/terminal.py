@@ -6,12 +6,13 @@ import contextlib
 import os
 import signal
 import sys
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 from cocoon.cli.output import write_stderr
 from cocoon.errors import Interrupted
 from cocoon.host.console import ConsoleEnd, ConsoleMode, connect, copy, render_escape
+from cocoon.host.signals import Gate, Stop
 from cocoon.paths import VMPaths
 
 STDIN, STDOUT = 0, 1
@@ -20,16 +21,14 @@ STDIN, STDOUT = 0, 1
 class RawTerminal:
     """`with RawTerminal():` puts the terminal of stdin into raw mode and back, whatever ends the block.
 
-    SIGTERM and SIGHUP end the block as Interrupted. A stdin that is no terminal is left alone.
+    No signal may raise where the block begins and ends, or the terminal stays raw: handlers are in place before it, a
+    Gate's or ones that only take note. A stdin that is no terminal is left alone.
     """
 
     def __init__(self) -> None:
         self._saved: list[Any] | None = None
-        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> RawTerminal:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            self._handlers[number] = signal.signal(number, _raise_interrupted)
         if os.isatty(STDIN):
             import termios
             import tty
@@ -49,32 +48,31 @@ class RawTerminal:
                 termios.tcsetattr(STDIN, termios.TCSAFLUSH, self._saved)
             except termios.error:
                 pass  # The terminal has hung up; there is nothing to restore.
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-
-def _raise_interrupted(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(f"ended by {signal.Signals(number).name}; the VM goes on")
 
 
 def attach(paths: VMPaths, mode: ConsoleMode, *, name: str, escape: int, quiet: bool = False) -> ConsoleEnd:
     """Shows the console of the VM `name` until it ends or the user leaves; says how to leave, and that it is over.
 
-    Raises InvalidState when the VM has no console, Interrupted on SIGTERM and SIGHUP.
+    Raises InvalidState when the VM has no console, Stop on SIGINT, Interrupted on SIGTERM and SIGHUP.
     """
     reading_only = mode is ConsoleMode.READ
     sys.stdout.flush()
-    with connect(paths, mode) as console, contextlib.nullcontext() if reading_only else RawTerminal():
+    raw = contextlib.nullcontext() if reading_only else RawTerminal()
+    with Gate() as gate, connect(paths, mode) as console, raw:
         # Said in raw mode already: whoever reads this may type.
         if not reading_only and not console.writable:
             write_stderr(f"somebody else writes to {name}: watching only (take over with --take)\r\n")
         if not quiet:
             way_out = "Ctrl-C leaves" if reading_only else f"{render_escape(escape)} and a dot leave"
             write_stderr(f"connected to {name}: {way_out}\r\n")
-        if reading_only:
-            end = copy(console, input_fd=-1, output_fd=STDOUT, escape=None)
-        else:
-            end = copy(console, input_fd=STDIN, output_fd=STDOUT, escape=escape if os.isatty(STDIN) else None)
+        source = -1 if reading_only else STDIN
+        way_out_byte = escape if not reading_only and os.isatty(STDIN) else None
+        try:
+            end = gate.call(lambda: copy(console, input_fd=source, output_fd=STDOUT, escape=way_out_byte))
+        except Stop as stop:
+            if stop.number == signal.SIGINT:
+                raise
+            raise Interrupted(f"ended by {signal.Signals(stop.number).name}; the VM goes on") from stop
     if not quiet:
         what = f"{name} has ended" if end is ConsoleEnd.VM_ENDED else f"left {name}; it goes on"
         write_stderr(f"\n{what}\n")
