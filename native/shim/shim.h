@@ -30,7 +30,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FD_SPEC = 3, FD_GO, FD_REPORT, FD_LOCK, FD_FIRST_FREE, MESSAGE = 512, CLIENTS = 16, CONSOLE_FDS = CLIENTS + 2 };
+enum { FD_SPEC = 3, FD_GO, FD_REPORT, FD_LOCK, FD_FIRST_FREE, MESSAGE = 512, CLIENTS = 16, FIFOS = 2, CONSOLE_FDS = CLIENTS + 2 };
 #ifndef COCOON_TEST /* whose failpoint() sleeps where COCOON_SHIM_FAILPOINT says so */
 #define failpoint(name) ((void)0)
 #endif
@@ -39,11 +39,13 @@ void (failpoint)(const char *name);
 /* spec.c: the order. Every value is one word of 64 bits; each list ends with zeros. */
 struct bind { uint64_t writable; char *host, *inner; };
 struct device { char *inner; uint64_t major, minor; };
+struct fifo { char *name, *log; uint64_t limit; };
 struct spec {
 	char *vm, *netns, *run_dir, *log_dir, *exit_record;
 	uint64_t uid, gid, log_limit, kill_after_ms, memlock, open_files, insecure, foreground;
 	struct bind binds[513];
 	struct device devices[65];
+	struct fifo fifos[FIFOS + 1];
 	char *cgroups[33], *arguments[1537], *environment[129];
 	char text[512 * 1024]; /* what is never touched costs nothing */
 };

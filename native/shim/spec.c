@@ -11,7 +11,7 @@ static const struct directive { const char *name, *kinds; size_t offset, most; }
 	ONE("run-dir", "t", run_dir), ONE("log-dir", "t", log_dir), ONE("exit-record", "t", exit_record),
 	ONE("log-limit", "u", log_limit), ONE("kill-after", "u", kill_after_ms), ONE("memlock", "n", memlock),
 	ONE("open-files", "u", open_files), ONE("insecure", "u", insecure), ONE("foreground", "u", foreground),
-	MANY("cgroup", "t", cgroups), MANY("bind", "utt", binds), MANY("device", "tuu", devices),
+	MANY("cgroup", "t", cgroups), MANY("bind", "utt", binds), MANY("device", "tuu", devices), MANY("fifo", "ttn", fifos),
 	MANY("argument", "t", arguments), MANY("environment", "t", environment),
 };
 enum { DIRECTIVES = sizeof(directives) / sizeof(*directives), WORD = sizeof(uint64_t) };

@@ -4,14 +4,14 @@
 #include <sys/signalfd.h>
 #include <termios.h>
 
-enum { SIGNALS, BIRTH, TERMINAL, ERRORS, CONTROL, FIXED, FLUSH_MS = 300, RECORD_BYTES = 1024 };
+enum { SIGNALS, BIRTH, TERMINAL, ERRORS, CONTROL, FIFO, FIXED = FIFO + FIFOS, FLUSH_MS = 300, RECORD_BYTES = 1024 };
 
 static struct {
 	int fds[FIXED], slave, run_directory, record, *wait_status; /* fds: what the loop waits for; -1 when it is over */
 	char message[MESSAGE];
 	time_t started;
 	bool failed, ended;
-	struct log console, errors;
+	struct log console, errors, more[FIFOS], *fifos[FIFOS]; /* fifos: the log that each goes to */
 	struct processes processes;
 } all;
 
@@ -44,6 +44,19 @@ static int open_terminal(void) {
 	return master;
 }
 
+/* A pipe with a name, which the capsule has bound: what the VMM writes there goes to a log. Ours to write as well: it does
+ * not end before we do. */
+static void open_fifo(int number, const struct spec *spec, int logs) {
+	const struct fifo *fifo = &spec->fifos[number];
+	unlinkat(all.run_directory, fifo->name, 0); /* of an earlier boot, and who knows what is still in it */
+	check(mkfifoat(all.run_directory, fifo->name, 0600), "make", fifo->name);
+	int fd = check(openat(all.run_directory, fifo->name, O_RDWR | O_NONBLOCK | O_CLOEXEC), "open", fifo->name);
+	check(fchown(fd, (uid_t)spec->uid, (gid_t)spec->gid), "chown", fifo->name);
+	all.fds[FIFO + number] = fd;
+	all.fifos[number] = strcmp(fifo->log, all.errors.name) ? &all.more[number] : &all.errors;
+	if (all.fifos[number] != &all.errors) log_open(all.fifos[number], logs, fifo->log, fifo->limit);
+}
+
 /* Everything on the host's side, before there is a capsule. */
 static void prepare(const struct spec *spec) {
 	const int directory = O_RDONLY | O_DIRECTORY | O_CLOEXEC, file = O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC;
@@ -58,6 +71,10 @@ static void prepare(const struct spec *spec) {
 	record("lost", 0, 0);
 	log_open(&all.console, logs, "console.log", spec->log_limit);
 	log_open(&all.errors, logs, "vmm.log", spec->log_limit);
+	for (int i = 0; i < FIFOS; i++)
+		all.fds[FIFO + i] = -1;
+	for (int i = 0; spec->fifos[i].name; i++)
+		open_fifo(i, spec, logs);
 	all.fds[TERMINAL] = open_terminal();
 	all.fds[SIGNALS] = check(signalfd(-1, &wanted, SFD_CLOEXEC | SFD_NONBLOCK), "open", "signalfd");
 	all.fds[CONTROL] = listen_at(all.run_directory, "shim.sock", SOCK_SEQPACKET);
@@ -144,10 +161,18 @@ static bool relay(int fd, struct log *log) {
 	return got > 0;
 }
 
+/* A round of what the VMM says; false when there is nothing more. */
+static bool hear_vmm(void) {
+	bool more = relay(all.fds[TERMINAL], &all.console) | relay(all.fds[ERRORS], &all.errors);
+	for (int i = 0; i < FIFOS; i++)
+		more |= all.fds[FIFO + i] >= 0 && relay(all.fds[FIFO + i], all.fifos[i]);
+	return more;
+}
+
 /* PID 1 is gone, and everything in the capsule with it. Clients of the console get what they have not read yet. */
 static _Noreturn void finish(void) {
 	struct pollfd fds[CONSOLE_FDS];
-	while (hear_birth() || relay(all.fds[TERMINAL], &all.console) || relay(all.fds[ERRORS], &all.errors))
+	while (hear_birth() || hear_vmm())
 		;
 	bool killed = !all.failed && *all.wait_status == -1;
 	int status = all.failed || killed ? 0 : *all.wait_status, number = killed ? SIGKILL : WTERMSIG(status);
@@ -178,6 +203,8 @@ _Noreturn void supervise(struct spec *spec) {
 		if (fds[BIRTH].revents) hear_birth();
 		if (fds[TERMINAL].revents) relay(all.fds[TERMINAL], &all.console);
 		if (fds[ERRORS].revents) relay(all.fds[ERRORS], &all.errors);
+		for (int i = 0; i < FIFOS; i++)
+			if (fds[FIFO + i].revents) relay(all.fds[FIFO + i], all.fifos[i]);
 		console_serve(fds + FIXED);
 		if (fds[CONTROL].revents) control_accept(all.fds[CONTROL], &all.processes);
 		if (fds[SIGNALS].revents) hear_signals();

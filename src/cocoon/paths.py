@@ -3,7 +3,7 @@
 root_dir/  state.db state.lock store-id     the store
            blobs/                           <sha256>.erofs or .qcow2, root's, 0444
            kernels/<id>/                    the engine's own kernels: vmlinuz, modules.cpio, initrd-<digest>
-           boot/<layer sha256>/             vmlinuz, initrd.img found in an image
+           boot/<layer sha256>/             vmlinuz, initrd.img found in an image; in both vmlinux, unpacked
            vms/<id>/                        vm.json (mirror), exit.json, data-<name>.raw, volume-<n>.erofs, and
                                             cow.raw, config.img; or of a cloud image overlay.qcow2, seed.img,
                                             firmware-variables.fd
@@ -11,8 +11,8 @@ root_dir/  state.db state.lock store-id     the store
            parts/<sha256>.part              what was fetched of a layer (images/parts.py), or of the URL with this hash
                                             (cloudimg/partial.py); .lock: of whoever makes it
            operations/<id>.lock             held while the owner of an operation lives
-run_dir/   vms/<id>/                        vm.lock alive.lock console.sock shim.sock channel-N.lock
-log_dir/   vms/<id>/                        console.log console.log.1 vmm.log vmm.log.1
+run_dir/   vms/<id>/                        vm.lock alive.lock console.sock shim.sock channel-N.lock log metrics
+log_dir/   vms/<id>/                        console.log vmm.log metrics.log, and each with .1
 """
 
 from __future__ import annotations
@@ -22,9 +22,21 @@ import os
 from cocoon.value import Value
 
 NETNS_DIR = "/run/netns"
+# In a VM's directory of logs, each with `.1` for the segment before.
+VMM_LOG = "vmm.log"
+VMM_METRICS = "metrics.log"
 DEFAULT_ROOT_DIR = "/var/lib/cocoon"
 PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__))
 LIBEXEC_DIR = os.path.join(PACKAGE_DIR, "libexec")
+
+
+def vmlinux_path(kernel_path: str) -> str:
+    """Where the unpacked form of a kernel file of ours is, or would be: `vmlinux` for `vmlinuz`, beside it.
+
+    Such a file never changes, since its directory is made whole; so the name need not say of which content it is.
+    """
+    directory, name = os.path.split(kernel_path)
+    return f"{directory}/{name.replace('vmlinuz', 'vmlinux', 1)}"
 
 
 class VMPaths(Value):
@@ -96,7 +108,11 @@ class VMPaths(Value):
 
     @property
     def vmm_log(self) -> str:
-        return f"{self.log_dir}/vmm.log"
+        return f"{self.log_dir}/{VMM_LOG}"
+
+    @property
+    def vmm_metrics(self) -> str:
+        return f"{self.log_dir}/{VMM_METRICS}"
 
 
 class Paths(Value):

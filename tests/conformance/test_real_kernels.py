@@ -12,7 +12,8 @@ import pytest
 from cocoon.engine.kernel import add_kernel, inspect_kernel
 from cocoon.guest.deb import read_deb
 from cocoon.guest.kernels import MAX_KERNEL_BYTES, KernelSource
-from cocoon.guest.vmlinux import describe_kernel, ensure_vmlinux, find_elf_arch, vmlinux_path, write_elf
+from cocoon.guest.vmlinux import describe_kernel, ensure_vmlinux, find_elf_arch, write_elf
+from cocoon.paths import vmlinux_path
 from kernel_scene import open_world
 from vmlinux_examples import PACKERS, PVH_NOTE, make_bzimage, pack
 

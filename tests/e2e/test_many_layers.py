@@ -54,7 +54,7 @@ def test_every_layer_a_disk_and_then_merged(
     assert {key: facts.get(key) for key in wanted} == wanted
 
     # As on a VMM with 19 places: 17 for layers, the rest for the writable disk and the configuration.
-    monkeypatch.setattr(QEMU, "max_disks", 19)
+    monkeypatch.setattr(QEMU, "max_disks", lambda *_: 19)
     engine = Engine(Config(root_dir=str(shared_cocoon.root)))
     spec = make_spec(
         name="narrow", image="many", cpus=1, memory_bytes=256 * MIB, storage_bytes=1 * GIB, nics=0,

@@ -25,13 +25,15 @@ PATHS = Paths(root_dir="/srv/cocoon", run_dir="/run/cocoon", log_dir="/var/log/c
 class Small(QEMU):
     """A VMM with few places, as Firecracker has."""
 
-    max_disks = 19
+    def max_disks(self, spec, facts) -> int:
+        return 19
 
 
 class Roomy(QEMU):
     """A VMM with more places than anybody needs."""
 
-    max_disks = 10_000
+    def max_disks(self, spec, facts) -> int:
+        return 10_000
 
 
 class WithoutSerials(Roomy):

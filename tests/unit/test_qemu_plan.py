@@ -12,9 +12,10 @@ import pytest
 from cocoon.errors import Unsupported
 from cocoon.host.cgroup import GROUP_NAME
 from cocoon.hypervisors.capsule_names import CGROUP_NAME, OPEN_FILES, TUN
+from cocoon.hypervisors.checks import parse_version
 from cocoon.hypervisors.discovery import check_backend
 from cocoon.hypervisors.hypervisor import MOST_QUEUE_PAIRS, queue_pairs
-from cocoon.hypervisors.qemu.backend import BACKEND, QEMU, parse_version
+from cocoon.hypervisors.qemu.backend import BACKEND, QEMU
 from cocoon.hypervisors.qemu.launch import MAX_DISKS, MAX_NICS, QMP_SOCKET, plan_capsule, render_arguments
 from cocoon.model.host import BinaryFacts, Capability, FirmwareFacts
 from cocoon.model.vm import DataDisk

@@ -24,10 +24,10 @@ from cocoon.guest.vmlinux import (
     ensure_vmlinux,
     find_elf_arch,
     unwrap_kernel,
-    vmlinux_path,
     write_elf,
 )
 from cocoon.host import block_codecs
+from cocoon.paths import vmlinux_path
 from vmlinux_examples import PACKERS, PVH_NOTE, make_bzimage, make_elf, pack
 
 MIB = 1 << 20
@@ -256,20 +256,18 @@ def test_the_uncompressed_form_is_made_once_beside_the_kernel(tmp_path: Path, mo
     assert sorted(os.listdir(tmp_path)) == [path.name, "vmlinuz"]
 
 
-def test_another_kernel_under_the_same_name_has_its_own(tmp_path: Path) -> None:
-    kernel = tmp_path / "vmlinuz"
-    kernel.write_bytes(make_bzimage(pack(make_elf(4000), ".gz")))
-    first = ensure_vmlinux(str(kernel))
-    kernel.write_bytes(make_bzimage(pack(make_elf(5000), ".gz")))
-    assert Path(ensure_vmlinux(str(kernel))).read_bytes() == make_elf(5000)
-    assert Path(first).read_bytes() == make_elf(4000)
-
-
 def test_what_needs_no_copy(tmp_path: Path) -> None:
     for content in (make_elf(), IMAGE):
-        (tmp_path / "kernel").write_bytes(content)
-        assert ensure_vmlinux(str(tmp_path / "kernel")) == str(tmp_path / "kernel")
-    assert os.listdir(tmp_path) == ["kernel"]
+        (tmp_path / "vmlinux").write_bytes(content)
+        assert ensure_vmlinux(str(tmp_path / "vmlinux")) == str(tmp_path / "vmlinux")
+    assert os.listdir(tmp_path) == ["vmlinux"]
+
+
+@pytest.mark.parametrize("content", [make_elf(), IMAGE])
+def test_a_kernel_of_an_image_that_was_never_packed(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "vmlinuz.0").write_bytes(content)
+    path = ensure_vmlinux(str(tmp_path / "vmlinuz.0"))
+    assert path == f"{tmp_path}/vmlinux.0" and Path(path).read_bytes() == content
 
 
 def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
@@ -278,4 +276,4 @@ def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
         ensure_vmlinux(str(tmp_path / "vmlinuz"))
     assert os.listdir(tmp_path) == ["vmlinuz"]
     with pytest.raises(NotFound, match="has gone"):
-        ensure_vmlinux(str(tmp_path / "other"))
+        ensure_vmlinux(str(tmp_path / "vmlinuz.other"))

@@ -99,7 +99,8 @@ def _hypervisors(facts: HostFacts) -> list[Finding]:
 
 
 def _old_qemu(facts: HostFacts) -> list[Finding]:
-    from cocoon.hypervisors.qemu.backend import OLDEST_VERSION, parse_version
+    from cocoon.hypervisors.checks import parse_version
+    from cocoon.hypervisors.qemu.backend import OLDEST_VERSION
 
     qemu = facts.binaries["qemu"]
     if not qemu.path or parse_version(qemu.version) >= OLDEST_VERSION:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cocoon.engine.disks import DiskReferences, draw_disks
+from cocoon.engine.plain_kernel import bootable_path, packed_kernel_path
 from cocoon.engine.process import draw_process
 from cocoon.guest.bootconfig import BootConfig, GuestNIC, render_boot_config
 from cocoon.guest.cmdline import (
@@ -59,7 +60,7 @@ def draw_record(
         hypervisor_version=request.hypervisor_version,
         passed_over=request.passed_over,
         image_digest=request.image.id,
-        boot=_draw_boot(request, facts, paths),
+        boot=_draw_boot(request, backend, facts=facts, paths=paths),
         kernel_cmdline=_draw_cmdline(request, allotment, disks, backend=backend, facts=facts),
         disks=disks,
         nics=allotment.nics,
@@ -111,18 +112,18 @@ def _draw_spec(request: Request, name: str) -> VMSpec:
     return request.spec.replace(name=name, first_boot=None, storage_bytes=storage_bytes)
 
 
-def _draw_boot(request: Request, facts: HostFacts, paths: Paths) -> DirectBoot | FirmwareBoot:
+def _draw_boot(request: Request, backend: Hypervisor, *, facts: HostFacts, paths: Paths) -> DirectBoot | FirmwareBoot:
     if request.image.disk is not None:
         firmware = facts.binaries[request.hypervisor].firmware
         assert firmware is not None, "the backend's check has seen that there is firmware"
         variables = paths.vm(request.vm_id).firmware_variables
         return FirmwareBoot(firmware_path=firmware.path, variables_path=variables)
+    kernel_path = bootable_path(packed_kernel_path(request), backend)
     if request.kernel is not None:
-        kernel = request.kernel
-        return DirectBoot(kernel_path=kernel.kernel_path, initrd_path=kernel.initrd_path, kernel=kernel.name)
+        return DirectBoot(kernel_path=kernel_path, initrd_path=request.kernel.initrd_path, kernel=request.kernel.name)
     files = request.image.boot_files
     assert files is not None, "an image without boot files is given a kernel of the engine's"
-    return DirectBoot(kernel_path=files.kernel_path, initrd_path=files.initrd_path, kernel="")
+    return DirectBoot(kernel_path=kernel_path, initrd_path=files.initrd_path, kernel="")
 
 
 def _draw_cmdline(
@@ -134,6 +135,7 @@ def _draw_cmdline(
     words = CommandLineFacts(
         console=backend.console_device(facts.arch),
         emulated=not facts.kvm.usable,
+        reserved_bytes=backend.cmdline_reserve_bytes,
         extra=backend.kernel_words(facts),
     )
     if request.kernel is not None:

@@ -54,17 +54,18 @@ def find_layer_limit(request: Request, backend: Hypervisor, *, facts: HostFacts,
     """How many layers a VM of this request can have, at most those of its image. Pure."""
     layers = request.image.layers
     allotment = _worst_allotment(request)
+    places = backend.max_disks(request.spec, facts)
     problem: InvalidSpec | None = None
-    for count in range(min(len(layers), backend.max_disks), min(len(layers), FEWEST_LAYERS) - 1, -1):
+    for count in range(min(len(layers), places), min(len(layers), FEWEST_LAYERS) - 1, -1):
         try:
             wanted = request.replace(image=request.image.replace(layers=layers[:count]))
             vm = draw_record(wanted, allotment, backend=backend, facts=facts, paths=paths)
         except InvalidSpec as error:
             problem = error
             continue
-        if len(vm.disks) <= backend.max_disks and _guest_takes(count, request, backend):
+        if len(vm.disks) <= places and _guest_takes(count, request, backend):
             return count
-    raise problem or InvalidSpec(f"{backend.name} VMs have at most {backend.max_disks} disks", hint="use fewer disks")
+    raise problem or InvalidSpec(f"such a VM has at most {places} disks on {backend.name}", hint="use fewer disks")
 
 
 def _guest_takes(count: int, request: Request, backend: Hypervisor) -> bool:

@@ -74,8 +74,13 @@ def refresh_boot(world: World, boot: Boot) -> Boot:
     if not isinstance(boot, DirectBoot) or not boot.kernel:
         return boot
     with world.store.read() as reader:
-        kernel = next((kernel for kernel in reader.kernels() if kernel.kernel_path == boot.kernel_path), None)
+        kernel = next((kernel for kernel in reader.kernels() if boots(boot, kernel)), None)
     return boot if kernel is None else boot.replace(initrd_path=refresh_kernel(world, kernel).initrd_path)
+
+
+def boots(boot: Boot, kernel: Kernel) -> bool:
+    """Whether that is this kernel of the engine's, packed or unpacked."""
+    return isinstance(boot, DirectBoot) and os.path.dirname(boot.kernel_path) == os.path.dirname(kernel.kernel_path)
 
 
 def _write_initrd(path: str, init: bytes, modules_path: str) -> None:

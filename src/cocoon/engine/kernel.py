@@ -12,13 +12,13 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from cocoon.engine.initrd import initrd_path, read_init
+from cocoon.engine.initrd import boots, initrd_path, read_init
 from cocoon.engine.inspect import render_time
 from cocoon.errors import AlreadyExists, InvalidState
 from cocoon.guest.kernels import KernelSource, build_kernel
 from cocoon.host import files
 from cocoon.model.kernel import Kernel
-from cocoon.model.vm import DirectBoot
+from cocoon.paths import vmlinux_path
 from cocoon.plan.execute import execute, make_operation_id
 from cocoon.plan.plan import Plan
 from cocoon.plan.rows import RowChange
@@ -154,7 +154,7 @@ def list_kernels(world: World) -> tuple[list[Kernel], str]:
 def inspect_kernel(world: World, ref: str) -> dict[str, object]:
     """Everything about a kernel, in JSON's types; `vmlinux_path` is its uncompressed form where there is one already,
     `used_by` are VMs by id and name. Raises NotFound, Ambiguous."""
-    from cocoon.guest.vmlinux import MAX_KERNEL_BYTES, describe_kernel, vmlinux_path
+    from cocoon.guest.vmlinux import MAX_KERNEL_BYTES, describe_kernel
 
     with world.store.read() as reader:
         kernel, default = reader.find_kernel(ref), reader.default_kernel()
@@ -219,4 +219,4 @@ def _refuse_used(transaction: Transaction, kernel: Kernel) -> None:
 
 def _users(reader: Reader, kernel: Kernel) -> list[VMRecord]:
     """The VMs that boot this kernel."""
-    return [vm for vm in reader.vms() if isinstance(vm.boot, DirectBoot) and vm.boot.kernel_path == kernel.kernel_path]
+    return [vm for vm in reader.vms() if boots(vm.boot, kernel)]

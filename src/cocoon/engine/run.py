@@ -21,6 +21,7 @@ from cocoon.engine.draw import Request, draw_boot_config, draw_record
 from cocoon.engine.fit_image import fit_image
 from cocoon.engine.initrd import refresh_kernel
 from cocoon.engine.lifecycle import plan_start_steps
+from cocoon.engine.plain_kernel import plan_kernel_steps
 from cocoon.engine.process import check_applies
 from cocoon.engine.spec import check_spec, make_id
 from cocoon.errors import AlreadyExists, InvalidSpec, InvalidState, NotFound
@@ -181,6 +182,7 @@ def draw_creation(transaction: Transaction, prepared: Prepared, world: World, *,
     steps: tuple[Step, ...] = (
         *plan_place_steps(vm, paths),
         *plan_firmware_steps(vm, prepared.facts),
+        *plan_kernel_steps(prepared.request, prepared.backend),
         *plan_disk_steps(prepared.request, vm, paths, boot_config=draw_config(prepared, vm)),
     )
     if start:

@@ -31,11 +31,12 @@ class CommandLineFacts(Value):
     """What both kinds of command line need of the backend.
 
     `console` is the guest's device name (`ttyS0`, `hvc0`); `extra` are words that this VMM's machine needs;
-    `emulated`: no KVM, so no kvm-clock.
+    `emulated`: no KVM, so no kvm-clock; the VMM itself adds up to `reserved_bytes`.
     """
 
     console: str
     emulated: bool
+    reserved_bytes: int = 0
     extra: tuple[str, ...] = ()
 
 
@@ -80,7 +81,7 @@ def render_image_cmdline(facts: CommandLineFacts, disks: ImageDisks, *, hostname
     words.append("rw")
     if network:
         words += ["net.ifnames=0", f"cocoon.hostname={hostname}", *network[1:]]
-    return _join(words)
+    return _join(words, facts)
 
 
 def render_network(nics: tuple[NIC, ...], *, hostname: str, dns: tuple[str, ...]) -> tuple[str, ...]:
@@ -111,12 +112,12 @@ def render_engine_cmdline(facts: CommandLineFacts, *, config_disk: str) -> str:
     words = [f"console={facts.console}", *facts.extra, "quiet", "panic=-1", "net.ifnames=0", "cryptomgr.notests"]
     if facts.emulated:
         words += EMULATED_WORDS
-    return _join([*words, f"cocoon.config={config_disk}"])
+    return _join([*words, f"cocoon.config={config_disk}"], facts)
 
 
-def _join(words: list[str]) -> str:
+def _join(words: list[str], facts: CommandLineFacts) -> str:
     text = " ".join(words)
-    length = len(text.encode())
+    length = len(text.encode()) + facts.reserved_bytes
     if length > MAX_CMDLINE_BYTES:
         raise InvalidSpec(
             f"the kernel command line of {length} bytes is longer than the kernel reads ({MAX_CMDLINE_BYTES})",

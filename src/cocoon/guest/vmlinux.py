@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from cocoon.errors import CocoonError, Corrupt, NotFound, Unsupported
 from cocoon.guest.unpack import cut, decompress, decompress_chunks
+from cocoon.paths import vmlinux_path
 from cocoon.units import MIB, printable, render_size
 from cocoon.value import Value
 
@@ -214,36 +215,22 @@ def describe_kernel(kernel: bytes) -> tuple[str, str]:
     return "bzImage", _NAMES[declared.suffix] if declared else ""
 
 
-def vmlinux_path(kernel_path: str) -> str:
-    """Where the uncompressed form of this kernel file is, or would be: the file itself when it is not packed, else
-    `vmlinux-<SHA-256 of the packed file>` beside it. Raises NotFound, Corrupt (too large), HostFault."""
-    return _find_vmlinux(kernel_path)[0]
-
-
 def ensure_vmlinux(kernel_path: str) -> str:
-    """The path of the uncompressed form of a kernel of the engine's or of an image; made if it is not there.
+    """The path of the unpacked form of a kernel of the engine's or of an image; made if it is not there.
 
-    It is an ELF on x86; an arm64 Image is what VMMs take, and given as it is. The file is root's, 0444, complete or
+    It is an ELF on x86; an arm64 Image is what VMMs take, and copied as it is. The file is root's, 0444, complete or
     not there, and lives and goes with the kernel's directory, whose pins hold for it, too. Takes about a second the
     first time. Raises Unsupported, NotFound, Corrupt, HostFault.
     """
-    from cocoon.host.files import make_atomic
+    from cocoon.host.files import make_atomic, read_bounded
 
-    path, kernel = _find_vmlinux(kernel_path)
-    if path != kernel_path and not os.path.isfile(path):
-        make_atomic(path, lambda file: write_elf(kernel, file), 0o444)
-    return path
-
-
-def _find_vmlinux(kernel_path: str) -> tuple[str, bytes]:
-    from hashlib import sha256
-
-    from cocoon.host.files import read_bounded
-
+    path = vmlinux_path(kernel_path)
+    if os.path.isfile(path):
+        return path
     try:
         kernel = read_bounded(kernel_path, MAX_KERNEL_BYTES)
     except NotFound as error:
         raise NotFound(f"kernel {kernel_path} has gone", hint="cocoon kernel list; cocoon image list") from error
-    if kernel.startswith(b"\x7fELF") or kernel[0x38:0x3C] == b"ARM\x64":
-        return kernel_path, kernel
-    return f"{os.path.dirname(kernel_path)}/vmlinux-{sha256(kernel).hexdigest()}", kernel
+    plain = kernel.startswith(b"\x7fELF") or kernel[0x38:0x3C] == b"ARM\x64"
+    make_atomic(path, lambda file: file.write(kernel) if plain else write_elf(kernel, file), 0o444)
+    return path

@@ -18,7 +18,7 @@ from cocoon.errors import APIFailed, CommandFailed, HostFault, InvalidSpec, NotF
 from cocoon.host import process
 from cocoon.host.capsule_reach import attach, connect_capsule_socket, open_in_capsule, shim_path
 from cocoon.host.shim_control import Rescue, end_vmm, status
-from cocoon.model.capsule import CapsuleSpec
+from cocoon.model.capsule import CapsuleSpec, fifo_path
 from cocoon.model.vm import ProcessRef, Protection, VMProcesses
 from cocoon.units import printable
 
@@ -62,6 +62,9 @@ def render_spec(spec: CapsuleSpec, *, foreground: bool) -> bytes:
         ("foreground", str(int(foreground))),
         *(("cgroup", directory) for directory in spec.cgroup_dirs),
         *(("bind", str(int(bind.writable)), bind.host, bind.inner) for bind in spec.binds),
+        # The shim makes them, in the VM's directory on the host, before it binds anything.
+        *(("bind", "1", f"{spec.run_dir}/{fifo.name}", fifo_path(fifo.name)) for fifo in spec.fifos),
+        *(("fifo", fifo.name, fifo.log, str(fifo.limit_bytes)) for fifo in spec.fifos),
         *(("device", device.inner, str(device.major), str(device.minor)) for device in spec.devices),
         *(("argument", argument) for argument in spec.arguments),
         *(("environment", variable) for variable in spec.environment),

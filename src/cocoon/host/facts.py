@@ -25,6 +25,8 @@ CACHE_NAME = "host-facts.json"
 CACHE_FORMAT = 2
 CACHE_LIMIT_BYTES = 1024 * 1024
 KVM_DEVICE = "/dev/kvm"
+IO_URING_SINCE = (5, 12)
+IO_URING_SWITCH = "/proc/sys/kernel/io_uring_disabled"
 # Controllers that VMs are limited with, and the hierarchy that systemd tracks sessions by.
 LIMITING_CONTROLLERS = ("cpu", "memory", "pids")
 SESSION_HIERARCHY = "name=systemd"
@@ -56,6 +58,7 @@ def gather_facts(config: Config, *, fresh: bool = False) -> HostFacts:
         free_hugepages=max(0, memory.get("HugePages_Free", 0) - memory.get("HugePages_Rsvd", 0)),
         hugepage_bytes=memory.get("Hugepagesize", 0) * KIB,
         landlock=lasting["landlock"] > 0,
+        io_uring=has_io_uring(),
     )
 
 
@@ -65,6 +68,27 @@ def landlock_abi() -> int:
 
     create_ruleset, version_flag = 444, 1
     return max(0, int(ctypes.CDLL(None).syscall(create_ruleset, None, 0, version_flag)))
+
+
+def has_io_uring() -> bool:
+    """Whether unprivileged processes may use io_uring, and its threads belong to them (from Linux 5.12 they stay in
+    their cgroup). Sources: io_uring_setup(2); Documentation/admin-guide/sysctl/kernel.rst, io_uring_disabled."""
+    import ctypes
+    import errno
+
+    if parse_release(os.uname().release) < IO_URING_SINCE or _read_text(IO_URING_SWITCH).strip() not in ("", "0"):
+        return False
+    libc, setup = ctypes.CDLL(None, use_errno=True), 425
+    libc.syscall(setup, 0, None)  # Never made: the kernel says only whether it would look at the arguments.
+    return ctypes.get_errno() in (errno.EFAULT, errno.EINVAL)
+
+
+def parse_release(text: str) -> tuple[int, int]:
+    """The first two numbers of a kernel's release such as `6.12.41-cloud-amd64`; (0, 0) when they cannot be read."""
+    numbers = text.split("-", 1)[0].split(".")
+    if len(numbers) < 2 or not all(number.isascii() and number.isdigit() for number in numbers[:2]):
+        return (0, 0)
+    return (int(numbers[0]), int(numbers[1]))
 
 
 def find_reflink_refusal(directory: str) -> str:

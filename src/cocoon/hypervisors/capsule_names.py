@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from cocoon.model.capsule import Bind, Device
-from cocoon.model.host import CgroupFacts
-from cocoon.model.vm import Disk, FirmwareBoot, VMRecord
+from cocoon.model.capsule import Bind, CapsuleSpec, Device
+from cocoon.model.host import CgroupFacts, HostFacts
+from cocoon.model.vm import Disk, FirmwareBoot, VMRecord, VMSpec
+from cocoon.paths import VMPaths
 from cocoon.units import KIB, MIB
 
 KERNEL = "/vm/kernel"
@@ -24,6 +25,10 @@ MEMLOCK_BYTES = 64 * KIB
 # Per disk a descriptor or two, per vCPU an eventfd or two, per queue pair of a NIC a TAP's and four eventfds, and a few
 # dozen for everything else.
 OPEN_FILES = 4096
+
+# Below this a balloon of a quarter would leave the guest too little to boot with.
+BALLOON_FROM_BYTES = 256 * MIB
+BALLOON_SHARE = 4
 
 TUN = Device(inner="/dev/net/tun", major=10, minor=200)
 KVM = Device(inner="/dev/kvm", major=10, minor=232)
@@ -62,3 +67,35 @@ def bind_disks(disks: tuple[Disk, ...]) -> tuple[Bind, ...]:
 def cgroup_dirs(cgroups: CgroupFacts, vm_id: str) -> tuple[str, ...]:
     """The VM's own group in every hierarchy that can limit something; they exist before the launch."""
     return tuple(f"{hierarchy}/{CGROUP_NAME}/{vm_id}" for hierarchy in cgroups.hierarchies)
+
+
+def draw_capsule(
+    vm: VMRecord, paths: VMPaths, facts: HostFacts, *, arguments: tuple[str, ...], devices: tuple[Device, ...]
+) -> CapsuleSpec:
+    """The capsule that the VMM of `vm` runs in, with these arguments and devices."""
+    binary = facts.binaries[vm.hypervisor]
+    closure = tuple(Bind(host=path, inner=path) for path in (binary.path, *binary.closure))
+    return CapsuleSpec(
+        vm_id=vm.id,
+        uid=vm.uid,
+        gid=vm.uid,
+        netns=vm.nics[0].netns if vm.nics else "",
+        cgroup_dirs=cgroup_dirs(facts.cgroups, vm.id),
+        binds=(*closure, *bind_boot_files(vm), *bind_disks(vm.disks)),
+        devices=devices,
+        arguments=arguments,
+        environment=("LC_ALL=C",),
+        run_dir=paths.run_dir,
+        log_dir=paths.log_dir,
+        exit_record=paths.exit_record,
+        log_limit_bytes=LOG_LIMIT_BYTES,
+        kill_after_s=KILL_AFTER_S,
+        memlock_bytes=MEMLOCK_BYTES,
+        open_files=OPEN_FILES,
+        insecure=vm.spec.insecure,
+    )
+
+
+def has_balloon(spec: VMSpec) -> bool:
+    """Whether such a VM is large enough for a balloon."""
+    return spec.memory_bytes >= BALLOON_FROM_BYTES

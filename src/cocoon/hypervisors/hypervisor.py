@@ -12,20 +12,24 @@ from cocoon.paths import VMPaths
 from cocoon.plan.step import Step
 
 FEWEST_LAYERS = 2  # An image's layers are merged into no fewer than this.
+OWN_DISKS = 2  # Besides layers and its user's disks a VM has its writable one, and a configuration or seed.
 MOST_QUEUE_PAIRS = 32  # Of a NIC; each costs the VMM five descriptors and the guest a megabyte of buffers.
 
 
 class Hypervisor(Protocol):
-    """One VMM. `name` is what `--hypervisor` takes and records carry; a VM has at most `max_disks` disks.
-    `channel` is what its VMs are talked to over."""
+    """One VMM. `name` is what `--hypervisor` takes and records carry; `channel` is what its VMs are talked to over;
+    `cmdline_reserve_bytes` is how much the VMM may add to a kernel command line by itself."""
 
     name: str
     capabilities: Capability
     channel: ChannelKind
-    max_disks: int
+    cmdline_reserve_bytes: int
 
     def check(self, spec: VMSpec, image: Image, facts: HostFacts) -> None:
         """Raises Unsupported, with reason and hint, when this host's VMM cannot run the image to this specification."""
+
+    def max_disks(self, spec: VMSpec, facts: HostFacts) -> int:
+        """How many disks such a VM can have, beside its other devices."""
 
     def console_device(self, arch: str) -> str:
         """The guest kernel's name of the console that the capsule's PTY is, such as `ttyS0`."""

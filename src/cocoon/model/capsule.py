@@ -37,6 +37,11 @@ def channel_name(port: int) -> str:
     return f"cocoon.{port}"
 
 
+def fifo_path(name: str) -> str:
+    """A named pipe of the capsule, inside."""
+    return f"/vm/run/{name}"
+
+
 class Bind(Value):
     """A file or directory of the host that appears at `inner`; read-only unless `writable`."""
 
@@ -51,6 +56,16 @@ class Device(Value):
     inner: str
     major: int
     minor: int
+
+
+class Fifo(Value):
+    """A named pipe of the VM's uid at `/vm/run/<name>`: what the VMM writes there, the shim writes to `log` in the
+    directory of logs, `limit_bytes` at most in two segments; a log that the shim has already is shared, with its limit.
+    """
+
+    name: str
+    log: str
+    limit_bytes: int
 
 
 class CapsuleSpec(Value):
@@ -78,3 +93,4 @@ class CapsuleSpec(Value):
     memlock_bytes: int
     open_files: int
     insecure: bool
+    fifos: tuple[Fifo, ...] = ()

@@ -21,6 +21,7 @@ class Capability(Flag):
     ACPI_SHUTDOWN = auto()
     CONTROL_CHANNEL = auto()
     SOFTWARE_EMULATION = auto()
+    PLAIN_KERNEL = auto()  # It boots a kernel that is not packed, and no other.
 
 
 class KVMFacts(Value):
@@ -67,6 +68,7 @@ class HostFacts(Value):
     """Everything a planner may know about the host. `arch` is `x86_64` or `aarch64`; memory in bytes.
 
     `binaries` is keyed by backend name. `free_hugepages` counts free pages of the default size `hugepage_bytes`.
+    `io_uring`: unprivileged processes may use it, and its threads count as theirs.
     """
 
     boot_id: str
@@ -79,3 +81,4 @@ class HostFacts(Value):
     free_hugepages: int
     hugepage_bytes: int
     landlock: bool
+    io_uring: bool = False

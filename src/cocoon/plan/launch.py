@@ -12,6 +12,7 @@ from cocoon.units import printable
 from cocoon.value import Value
 
 if TYPE_CHECKING:
+    from cocoon.paths import VMPaths
     from cocoon.plan.world import World
 
 CAPSULE_RUN_DIR = "/vm/run"
@@ -19,20 +20,25 @@ LAUNCH_TIMEOUT_S = 20.0  # From release to a running VMM: tens of milliseconds, 
 END_TIMEOUT_S = 10.0
 READY_POLL_S = 0.002
 LAST_WORDS_BYTES = 1000
+# A VMM that hangs up is on its way out, if it is one that dies.
+DYING_S = 0.5
 
 
 class Launched(Value):
-    """The output of a launch: who runs now, and how well it is locked in."""
+    """The output of a launch: who runs now, and how well it is locked in. `said` is how many bytes the logs of the VMM
+    and of the console had before."""
 
     processes: VMProcesses
     protections: tuple[Protection, ...]
+    said: tuple[int, int] = (0, 0)
 
 
 class LaunchVMM(Step):
     """Builds the capsule of `vm_id` and starts the VMM in it; the output is Launched.
 
     The launch is over when the VMM listens on `ready`, a socket's name in the capsule. With `foreground` the supervisor
-    stays the caller's child and dies with it.
+    stays the caller's child and dies with it. A VMM that is `asked` makes its machine by requests that follow: by hand
+    it runs in the background then.
     """
 
     step: ClassVar[str] = "launch"
@@ -40,13 +46,27 @@ class LaunchVMM(Step):
     capsule: CapsuleSpec
     ready: str
     foreground: bool = False
+    asked: bool = False
 
     def describe(self) -> tuple[str, ...]:
         """The bare VMM command with host paths for the capsule's names, and `$RUN` for the capsule's own directory.
 
         The capsule's protections are not described: by hand the VMM runs as whoever pastes the line.
         """
-        return (f"RUN={quote(self.capsule.run_dir)}", 'mkdir -p "$RUN"', _render_command(self.capsule))
+        place = (f"RUN={quote(self.capsule.run_dir)}", 'mkdir -p "$RUN"')
+        command = _render_command(self.capsule)
+        if not self.asked:
+            return (*place, command)
+        # Files, where the capsule has pipes that are read. No socket may be there already; the console is written only.
+        files = "; ".join(f': > "$RUN"/{fifo.name}' for fifo in self.capsule.fifos)
+        socket = f'"$RUN"{self.ready[len(CAPSULE_RUN_DIR) :]}'
+        return (
+            *place,
+            *([files] if files else []),
+            'rm -f "$RUN"/*.sock',
+            f"{command} </dev/null &",
+            f"until [ -S {socket} ]; do kill -0 $! || break; sleep 0.02; done",
+        )
 
     def apply(self, world: World) -> Value | None:
         """Raises InvalidState when the VM still lives, HostFault or CommandFailed with the shim's or VMM's words."""
@@ -56,6 +76,7 @@ class LaunchVMM(Step):
         lock = try_lock(world.paths.vm(self.vm_id).alive_lock)
         if lock is None:
             raise InvalidState(f"VM {self.vm_id} still has a VMM", hint="stop it first")
+        said = _said(world.paths.vm(self.vm_id))
         with lock:
             pending = capsules.launch(self.capsule, alive_lock_fd=lock.fd, foreground=self.foreground)
             try:
@@ -67,8 +88,9 @@ class LaunchVMM(Step):
                 raise
         for warning in pending.warnings:
             world.report(warning)
-        self._await_ready(world, processes)
-        return Launched(processes=processes, protections=pending.protections)
+        launched = Launched(processes=processes, protections=pending.protections, said=said)
+        self._await_ready(world, launched)
+        return launched
 
     def undo(self, world: World) -> None:
         """Ends the supervisor, and with it everything in the capsule."""
@@ -89,12 +111,13 @@ class LaunchVMM(Step):
         if vm is not None:
             self._record(world, None)
 
-    def _await_ready(self, world: World, processes: VMProcesses) -> None:
+    def _await_ready(self, world: World, launched: Launched) -> None:
         """Returns when the VMM listens. Raises CommandFailed with the VMM's last words when it has ended instead."""
         import time
 
         from cocoon.host import capsule_reach, process
 
+        processes = launched.processes
         deadline = time.monotonic() + LAUNCH_TIMEOUT_S
         while True:
             try:
@@ -109,9 +132,9 @@ class LaunchVMM(Step):
                     raise Timeout(f"the VMM does not listen on {self.ready} after {LAUNCH_TIMEOUT_S:g} s") from None
             if processes.vmm is not None and process.wait_gone(processes.vmm, READY_POLL_S):
                 break
-        process.wait_gone(processes.supervisor, END_TIMEOUT_S)  # Until then the log may not be complete.
-        words = read_last_words(world.paths.vm(self.vm_id).vmm_log)
-        raise CommandFailed(f"the VMM ended at once: {words or 'it said nothing'}")
+        world.outputs[self.step] = launched
+        raise_ended(world, self.vm_id, processes, during="")
+        raise CommandFailed("the VMM's sockets have gone, and it has not ended")
 
     def _record(self, world: World, processes: VMProcesses | None) -> None:
         with world.store.write() as transaction:
@@ -121,12 +144,54 @@ class LaunchVMM(Step):
             transaction.put_vm(vm.replace(processes=processes))
 
 
-def read_last_words(log_path: str) -> str:
-    """The last lines of a VMM's log, on one line, harmless to a terminal; "" when there is none."""
+def find_processes(world: World, vm_id: str) -> VMProcesses:
+    """The VM's processes: just launched by this plan, or recorded. Raises InvalidState when it has none."""
+    launched = world.outputs.get(LaunchVMM.step)
+    if isinstance(launched, Launched):
+        return launched.processes
+    with world.store.read() as reader:
+        vm = reader.vm(vm_id)
+    if vm is None or vm.processes is None:
+        raise InvalidState(f"VM {vm_id} is not running")
+    return vm.processes
+
+
+def raise_ended(world: World, vm_id: str, processes: VMProcesses, *, during: str) -> None:
+    """Raises CommandFailed with the VMM's last words when it has ended, of this boot where this plan began it; returns
+    when it lives. `during` is the request that it died of, or "" for its start."""
+    from cocoon.host import process
+
+    if processes.vmm is not None and not process.wait_gone(processes.vmm, DYING_S):
+        return
+    process.wait_gone(processes.supervisor, END_TIMEOUT_S)  # Until then the log may not be complete.
+    launched = world.outputs.get(LaunchVMM.step)
+    said = launched.said if isinstance(launched, Launched) else (0, 0)
+    paths = world.paths.vm(vm_id)
+    # What goes wrong before a VMM has its log may be told on its standard output.
+    words = read_last_words(paths.vmm_log, said[0]) or ("" if during else read_last_words(paths.console_log, said[1]))
+    when = f"at {during}" if during else "at once"
+    raise CommandFailed(f"the VMM ended {when}: {words or 'it said nothing'}")
+
+
+def _said(paths: VMPaths) -> tuple[int, int]:
+    import os
+
+    def size(path: str) -> int:
+        try:
+            return os.stat(path).st_size
+        except OSError:
+            return 0
+
+    return size(paths.vmm_log), size(paths.console_log)
+
+
+def read_last_words(log_path: str, start: int = 0) -> str:
+    """The last lines of a log after byte `start`, on one line, harmless to a terminal; "" when there are none. (A log
+    that is shorter now was begun anew.)"""
     try:
         with open(log_path, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - LAST_WORDS_BYTES))
+            size = file.seek(0, 2)
+            file.seek(max(start if start <= size else 0, size - LAST_WORDS_BYTES))
             text = file.read().decode("utf-8", "replace")
     except FileNotFoundError:
         return ""

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from cocoon.errors import InvalidState
 from cocoon.hypervisors.qemu.launch import QMP_SOCKET
-from cocoon.model.vm import VMProcesses
-from cocoon.plan.launch import CAPSULE_RUN_DIR, Launched, quote
+from cocoon.plan.launch import CAPSULE_RUN_DIR, find_processes, quote
 from cocoon.plan.step import Step
 from cocoon.value import Value
 
@@ -44,7 +42,7 @@ class AskQEMU(Step):
         from cocoon.host.capsule_reach import connect_capsule_socket
         from cocoon.host.json_lines import QMPClient
 
-        processes = _find_processes(world, self.vm_id)
+        processes = find_processes(world, self.vm_id)
         with QMPClient(
             connect_capsule_socket(processes, QMP_SOCKET, uid=self.uid, timeout_s=REQUEST_TIMEOUT_S),
             timeout_s=REQUEST_TIMEOUT_S,
@@ -57,15 +55,3 @@ class AskQEMU(Step):
 
     def _request(self) -> dict[str, object]:
         return {"execute": self.command, **({"arguments": self.arguments} if self.arguments else {})}
-
-
-def _find_processes(world: World, vm_id: str) -> VMProcesses:
-    """The VM's processes: just launched by this plan, or recorded."""
-    launched = world.outputs.get("launch")
-    if isinstance(launched, Launched):
-        return launched.processes
-    with world.store.read() as reader:
-        vm = reader.vm(vm_id)
-    if vm is None or vm.processes is None:
-        raise InvalidState(f"VM {vm_id} is not running")
-    return vm.processes

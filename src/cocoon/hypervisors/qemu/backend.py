@@ -7,15 +7,15 @@ The oldest version is Debian 12's 7.2. Later ones bring more (`readonly=on,rom=o
 from __future__ import annotations
 
 from cocoon.errors import Unsupported
-from cocoon.hypervisors.hypervisor import FEWEST_LAYERS
+from cocoon.hypervisors.capsule_names import BALLOON_SHARE, has_balloon
+from cocoon.hypervisors.checks import check_binary, check_platform
+from cocoon.hypervisors.hypervisor import FEWEST_LAYERS, OWN_DISKS
 from cocoon.hypervisors.qemu.api import AskQEMU
 from cocoon.hypervisors.qemu.launch import (
-    BALLOON_SHARE,
     MAX_DISKS,
     MAX_NICS,
     QMP_SOCKET,
     find_machine,
-    has_balloon,
     plan_capsule,
 )
 from cocoon.model.capsule import ChannelKind
@@ -27,16 +27,13 @@ from cocoon.plan.launch import LaunchVMM
 from cocoon.plan.step import Step
 
 OLDEST_VERSION = (7, 2)
-# Besides its layers a VM has its writable disk, and its configuration or seed disk.
-OWN_DISKS = 2
-PLATFORM_ARCHS = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 class QEMU:
     """The Hypervisor protocol for qemu-system."""
 
     name = "qemu"
-    max_disks = MAX_DISKS
+    cmdline_reserve_bytes = 0
     channel = ChannelKind.PORTS
     capabilities = (
         Capability.DIRECT_BOOT
@@ -55,7 +52,7 @@ class QEMU:
         """Raises Unsupported when this host's QEMU cannot run `image` to `spec`."""
         find_machine(facts.arch)
         _check_binary(facts.binaries["qemu"], facts.arch)
-        _check_platform(image, facts.arch)
+        check_platform(image, facts.arch)
         if image.disk is not None:
             _check_firmware(facts.binaries["qemu"], facts.arch)
         layers = min(len(image.layers), FEWEST_LAYERS)
@@ -67,6 +64,10 @@ class QEMU:
             )
         if spec.nics > MAX_NICS:
             raise Unsupported(f"QEMU VMs have at most {MAX_NICS} NICs, not {spec.nics}")
+
+    def max_disks(self, spec: VMSpec, facts: HostFacts) -> int:
+        """As many as there are places on the bus, whatever else the VM has."""
+        return MAX_DISKS
 
     def console_device(self, arch: str) -> str:
         """`ttyS0` on x86, `ttyAMA0` on arm64."""
@@ -87,7 +88,7 @@ class QEMU:
         find_machine(facts.arch)
         _check_binary(facts.binaries["qemu"], facts.arch)
         launch = LaunchVMM(vm_id=vm.id, capsule=plan_capsule(vm, paths, facts), ready=QMP_SOCKET)
-        if not has_balloon(vm) or not facts.kvm.usable:
+        if not has_balloon(vm.spec) or not facts.kvm.usable:
             return (launch,)
         target = vm.spec.memory_bytes - vm.spec.memory_bytes // BALLOON_SHARE
         return (launch, AskQEMU(vm_id=vm.id, uid=vm.uid, command="balloon", arguments={"value": target}))
@@ -99,14 +100,8 @@ class QEMU:
 
 def _check_binary(binary: BinaryFacts, arch: str) -> None:
     package = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}[arch]
-    if not binary.path:
-        raise Unsupported(f"QEMU cannot be used: {binary.reason}", hint=f"install it: apt-get install {package}")
-    version = parse_version(binary.version)
-    if version < OLDEST_VERSION:
-        raise Unsupported(
-            f"QEMU {binary.version} ({binary.path}) is older than {OLDEST_VERSION[0]}.{OLDEST_VERSION[1]}",
-            hint="install a newer QEMU, or name one with COCOON_QEMU_BINARY",
-        )
+    install = f"install it: apt-get install {package}"
+    check_binary(binary, "QEMU", OLDEST_VERSION, install=install, variable="COCOON_QEMU_BINARY")
 
 
 def _check_firmware(binary: BinaryFacts, arch: str) -> None:
@@ -114,25 +109,6 @@ def _check_firmware(binary: BinaryFacts, arch: str) -> None:
         package = {"x86_64": "ovmf", "aarch64": "qemu-efi-aarch64"}[arch]
         reason = binary.firmware.reason if binary.firmware is not None else "it was not looked for"
         raise Unsupported(f"QEMU cannot boot a cloud image: {reason}", hint=f"install it: apt-get install {package}")
-
-
-def _check_platform(image: Image, arch: str) -> None:
-    wanted = image.platform.split("/")[1] if "/" in image.platform else image.platform
-    if PLATFORM_ARCHS.get(wanted, wanted) != arch:
-        raise Unsupported(
-            f"the image {image.name} is for {image.platform}, this host is {arch}",
-            hint="pull the image for this host's platform",
-        )
-
-
-def parse_version(text: str) -> tuple[int, ...]:
-    """The numbers of `7.2.22`; what follows them is ignored, and nothing readable gives ()."""
-    numbers: list[int] = []
-    for part in text.split("."):
-        if not (part.isascii() and part.isdigit()):
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
 
 
 BACKEND = QEMU()

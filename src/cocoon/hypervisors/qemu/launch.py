@@ -24,21 +24,16 @@ from cocoon.hypervisors.capsule_names import (
     FIRMWARE,
     INITRD,
     KERNEL,
-    KILL_AFTER_S,
     KVM,
-    LOG_LIMIT_BYTES,
-    MEMLOCK_BYTES,
-    OPEN_FILES,
     RUN_DIR,
     TUN,
     VARIABLES,
     base_name,
-    bind_boot_files,
-    bind_disks,
-    cgroup_dirs,
     disk_name,
+    draw_capsule,
+    has_balloon,
 )
-from cocoon.model.capsule import CHANNEL_PORTS, Bind, CapsuleSpec, Device, channel_name, channel_socket
+from cocoon.model.capsule import CHANNEL_PORTS, CapsuleSpec, channel_name, channel_socket
 from cocoon.model.host import BinaryFacts, HostFacts
 from cocoon.model.vm import NIC, Disk, FirmwareBoot, VMRecord
 from cocoon.paths import VMPaths
@@ -52,10 +47,6 @@ RNG_SLOT, BALLOON_SLOT, CONTROL_SLOT, FIRST_NIC_SLOT, FIRST_DISK_SLOT = 0x02, 0x
 MAX_NICS = FIRST_DISK_SLOT - FIRST_NIC_SLOT
 FUNCTIONS_PER_SLOT = 8
 MAX_DISKS = (0x1E - FIRST_DISK_SLOT + 1) * FUNCTIONS_PER_SLOT
-
-# Below this a balloon of a quarter would leave the guest too little to boot with.
-BALLOON_FROM_BYTES = 256 * MIB
-BALLOON_SHARE = 4
 
 # Emulation keeps translated code in a buffer that grows to this and is then emptied; QEMU's own default is an eighth
 # of the host's memory for each VM.
@@ -117,30 +108,8 @@ def find_machine(arch: str) -> Machine:
 
 def plan_capsule(vm: VMRecord, paths: VMPaths, facts: HostFacts) -> CapsuleSpec:
     """The capsule that QEMU runs `vm` in."""
-    binary = facts.binaries["qemu"]
-    devices: list[Device] = []
-    devices += [TUN] if vm.nics else []
-    devices += [KVM] if facts.kvm.usable else []
-    closure = tuple(Bind(host=path, inner=path) for path in (binary.path, *binary.closure))
-    return CapsuleSpec(
-        vm_id=vm.id,
-        uid=vm.uid,
-        gid=vm.uid,
-        netns=vm.nics[0].netns if vm.nics else "",
-        cgroup_dirs=cgroup_dirs(facts.cgroups, vm.id),
-        binds=(*closure, *bind_boot_files(vm), *bind_disks(vm.disks)),
-        devices=tuple(devices),
-        arguments=render_arguments(vm, facts),
-        environment=("LC_ALL=C",),
-        run_dir=paths.run_dir,
-        log_dir=paths.log_dir,
-        exit_record=paths.exit_record,
-        log_limit_bytes=LOG_LIMIT_BYTES,
-        kill_after_s=KILL_AFTER_S,
-        memlock_bytes=MEMLOCK_BYTES,
-        open_files=OPEN_FILES,
-        insecure=vm.spec.insecure,
-    )
+    devices = ([TUN] if vm.nics else []) + ([KVM] if facts.kvm.usable else [])
+    return draw_capsule(vm, paths, facts, arguments=render_arguments(vm, facts), devices=tuple(devices))
 
 
 def render_arguments(vm: VMRecord, facts: HostFacts) -> tuple[str, ...]:
@@ -266,14 +235,9 @@ def _small_devices(vm: VMRecord, machine: Machine) -> tuple[str, ...]:
     return (
         "-object", "rng-builtin,id=rng",
         "-device", f"virtio-rng-pci,rng=rng,{_address(RNG_SLOT)}",
-        *(balloon if has_balloon(vm) else ()),
+        *(balloon if has_balloon(vm.spec) else ()),
         *(("-device", "vmgenid,guid=auto") if machine.has_generation_id else ()),
     )  # fmt: skip
-
-
-def has_balloon(vm: VMRecord) -> bool:
-    """Whether the VM is large enough for a balloon."""
-    return vm.spec.memory_bytes >= BALLOON_FROM_BYTES
 
 
 def _nic(vm: VMRecord, nic: NIC) -> tuple[str, ...]:
