@@ -18,6 +18,7 @@ from cocoon.value import Value
 # Everything that a version brought which an older one refuses; a newer one than any here has them all.
 FREE_PAGE_REPORTING_SINCE = (1, 14)
 MTU_SINCE = (1, 16)
+BALLOON_WITH_HUGEPAGES_SINCE = (1, 14)
 # Each VMM has a vsock of its own, so all guests have the first number that guests may have.
 GUEST_CID = 3
 
@@ -39,7 +40,7 @@ def draw_requests(vm: VMRecord, facts: HostFacts) -> tuple[Request, ...]:
         *(_put(f"/drives/drive_{index}", _drive(index, disk, facts)) for index, disk in enumerate(vm.disks)),
         *(_put(f"/network-interfaces/eth{nic.index}", _nic(nic, version)) for nic in vm.nics),
         _put("/vsock", {"guest_cid": GUEST_CID, "uds_path": VSOCK_SOCKET}),
-        *((_put("/balloon", _balloon(vm, version)),) if has_balloon(vm.spec) else ()),
+        *((_put("/balloon", _balloon(vm, version)),) if _takes_balloon(vm, version) else ()),
         _put("/entropy", {}),
         act("InstanceStart"),
     )
@@ -83,6 +84,11 @@ def _drive(index: int, disk: Disk, facts: HostFacts) -> dict[str, object]:
 def _nic(nic: NIC, version: tuple[int, ...]) -> dict[str, object]:
     mtu = {"mtu": nic.mtu} if nic.mtu and version >= MTU_SINCE else {}
     return {"iface_id": f"eth{nic.index}", "host_dev_name": nic.tap, "guest_mac": nic.mac, **mtu}
+
+
+def _takes_balloon(vm: VMRecord, version: tuple[int, ...]) -> bool:
+    """Whether the VM is to have one, and this version takes it: earlier ones have none for a guest of huge pages."""
+    return has_balloon(vm.spec) and (not vm.spec.hugepages or version >= BALLOON_WITH_HUGEPAGES_SINCE)
 
 
 def _balloon(vm: VMRecord, version: tuple[int, ...]) -> dict[str, object]:
