@@ -25,6 +25,7 @@ NETNS_DIR = "/run/netns"
 # In a VM's directory of logs, each with `.1` for the segment before.
 VMM_LOG = "vmm.log"
 VMM_METRICS = "metrics.log"
+HOST_DIR = "/run/cocoon-host"  # What engines with other stores share on one host: locks on what is the host's.
 DEFAULT_ROOT_DIR = "/var/lib/cocoon"
 PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__))
 LIBEXEC_DIR = os.path.join(PACKAGE_DIR, "libexec")

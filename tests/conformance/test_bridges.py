@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,13 @@ from cocoon.engine.network import (
 from cocoon.errors import HostFault, InvalidSpec, InvalidState, NotFound
 from cocoon.host import netlink, netns, nft
 from cocoon.model.network import Network
-from cocoon.model.vm import VMState
-from cocoon.network.rules import render_probe, render_removal
-from cocoon.network.steps import EnsureBridge, MakeTap, RemoveBridge, Unplug
+from cocoon.model.vm import PublishedPort, VMState
+from cocoon.network.addressing import choose_subnet
+from cocoon.network.own_bridge import EnsureBridge, RemoveBridge
+from cocoon.network.publish import Element, elements_of
+from cocoon.network.rules import render_probe, render_removal, table_name
+from cocoon.network.steps import CloseGates, MakeTap, OpenGates, Unplug
+from cocoon.paths import HOST_DIR
 from cocoon.plan.execute import execute
 from cocoon.plan.plan import Plan
 from cocoon.plan.world import World
@@ -146,6 +152,106 @@ def test_what_a_vm_may_reach_is_brought_back_after_a_flush(world: World, network
     rules = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
     assert "elements = { 10.88.0.2 }" in rules
     guest.close()
+
+
+def test_rules_are_loaded_only_when_they_are_no_longer_there(
+    world: World, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VM more on a network must not cost what the first did, and whatever somebody does to the rules is mended."""
+    loads: list[str] = []
+    real = nft.load_rules
+
+    def count(text: str, **options: bool) -> None:
+        loads.append(text)
+        real(text, **options)
+
+    monkeypatch.setattr(nft, "load_rules", count)
+    table = table_name(network.bridge)
+
+    def loads_when(*meddling: str) -> int:
+        if meddling:
+            real("\n".join(meddling) + "\n")
+        loads.clear()
+        EnsureBridge(network=network).apply(world)
+        return len(loads)
+
+    assert [loads_when(), loads_when()] == [1, 0]
+    assert loads_when(f"add element inet {table} may_reach_host {{ 10.88.0.9 }}", "add table inet another") == 0
+    assert loads_when(f"flush chain inet {table} forward") == 1
+    assert loads_when(f"add rule inet {table} input accept") == 1
+    assert loads_when(f"delete table inet {table}") == 1
+    EnsureBridge(network=network.replace(isolated=True)).apply(world)
+    assert loads[-1:] and "oifname" in loads[-1], "another text for the same table"
+    assert loads_when() == 1
+    (Path(HOST_DIR) / f"{table}.{netns.netns_inode()}").write_bytes(b"\xff" * 10_000)
+    assert [loads_when(), loads_when()] == [1, 0]
+
+
+def test_two_engines_that_chose_one_subnet_are_told(world: World, network: Network) -> None:
+    """Each could not see the other's choice, because there was no bridge yet."""
+    EnsureBridge(network=network).apply(world)
+    theirs = scene.make_network(name="late", subnet=network.subnet)
+    with pytest.raises(InvalidState, match=rf"10.88.0.0/16 of network late is in use on {network.bridge}") as caught:
+        EnsureBridge(network=theirs).apply(world)
+    assert "network rm late" in caught.value.hint
+    assert netlink.find_link(theirs.bridge) is None
+    EnsureBridge(network=network).apply(world)
+    # A wider route to elsewhere, a VPN's for example, is no obstacle.
+    ip("link", "add", "vpn0", "type", "veth", "peer", "name", "vpn1")
+    ip("link", "set", "vpn0", "up")
+    ip("route", "add", "10.0.0.0/8", "dev", "vpn0")
+    netlink.delete_link(network.bridge)
+    EnsureBridge(network=network).apply(world)
+    netlink.delete_link("vpn0")
+
+
+def test_engines_with_other_stores_do_not_begin_with_one_subnet() -> None:
+    chosen = {choose_subnet((), first=int(sha256(bytes([n])).hexdigest()[:8], 16)) for n in range(8)}
+    assert len(chosen) > 4
+    assert choose_subnet(()) == choose_subnet((), first=80) == "10.88.0.0/16"
+
+
+def test_a_gate_is_not_brought_back_behind_the_vm_that_closed_it(
+    world: World, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody makes the table anew, and has read that a VM publishes a port, when that one stops."""
+    guest = scene.Guest(world, network, "10.88.0.2")
+    port = PublishedPort(host_ip="", host_port=8099, guest_port=80, protocol="tcp")
+    vm = guest.vm.replace(state=VMState.RUNNING, spec=guest.vm.spec.replace(ports=(port,)))
+    with world.store.write() as transaction:
+        transaction.put_vm(vm)
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    stopped = CloseGates(table=table_name(network.bridge), elements=elements_of(vm))
+    real, threads = nft.load_rules, []
+
+    def slow(text: str, **options: bool) -> None:
+        if "8099" in text and not threads:
+            threads.append(threading.Thread(target=stopped.apply, args=(world,)))
+            threads[0].start()
+            threads[0].join(0.5)  # It does not get to its end before us.
+            assert threads[0].is_alive()
+        real(text, **options)
+
+    monkeypatch.setattr(nft, "load_rules", slow)
+    EnsureBridge(network=network).apply(world)
+    threads[0].join(30)
+    rules = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
+    assert table_name(network.bridge) in rules and "8099" not in rules
+    guest.close()
+
+
+def test_a_gate_that_a_dead_vm_left_is_led_to_the_new_one(world: World, network: Network) -> None:
+    EnsureBridge(network=network).apply(world)
+    table = table_name(network.bridge)
+    old = Element(name="tcp_anywhere", key="8099", data="10.88.0.2 . 80")
+    new = (old.replace(data="10.88.0.3 . 80"), Element(name="may_reach_host", key="10.88.0.3"))
+    for elements in ((old,), new, new):
+        OpenGates(table=table, elements=elements).apply(world)
+    rules = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
+    assert "8099 : 10.88.0.3 . 80" in rules
+    CloseGates(table=table, elements=(Element(name="udp_anywhere", key="1", data=""), *new)).apply(world)
+    rules = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
+    assert "8099" not in rules and "10.88.0.3" not in rules
 
 
 def test_a_network_is_not_called_as_what_means_another(world: World) -> None:

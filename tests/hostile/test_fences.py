@@ -13,7 +13,7 @@ import pytest
 import network_scene as scene
 from cocoon.host import netlink, netns, nft
 from cocoon.network.addressing import inner_name, link_local_address
-from cocoon.network.rules import TABLE, render_removal
+from cocoon.network.rules import METADATA, METADATA6, TABLE, render_removal
 from network_scene import ARP, BROADCAST, IPV4, IPV6, VLAN, Guest
 
 FORGED = 1000
@@ -112,7 +112,7 @@ def forgeries(guest: Guest, peer: Guest, dice: random.Random) -> list[Callable[[
         frame(IPV4, scene.ipv4(stranger, other.address, data)),
         frame(IPV4, scene.ipv4(me.gateway, other.address, data)),
         frame(IPV4, scene.ipv4("0.0.0.0", other.address, data)),
-        frame(IPV4, scene.ipv4(me.address, "169.254.169.254", data)),
+        frame(IPV4, scene.ipv4(me.address, dice.choice(["169.254.169.254", *METADATA]), data)),
         frame(IPV4, scene.ipv4(me.address, "127.0.0.1", data)),
         frame(IPV4, scene.ipv4(me.address, "255.255.255.255", scene.udp(67, 68, b"offer"))),
         frame(ARP, scene.arp(OTHER_MAC, me.address, other.address)),
@@ -129,7 +129,7 @@ def forgeries(guest: Guest, peer: Guest, dice: random.Random) -> list[Callable[[
         frame(IPV6, _advert(other.address6, me.address6)),
         frame(IPV6, _advert(me.gateway6, me.address6)),
         frame(IPV6, _is_it_free(other.address6)),
-        frame(IPV6, scene.ipv6(me.address6, "fd00:ec2::254", data)),
+        frame(IPV6, scene.ipv6(me.address6, dice.choice(METADATA6), data)),
         frame(IPV6, scene.ipv6(me.address6, other.address6, scene.udp(547, 546, b"reply"))),
         frame(VLAN, b"\0\x05" + b"\x08\0" + scene.ipv4(stranger, other.address, data)),
         frame(VLAN, b"\0\x05" + b"\x08\0" + plain),

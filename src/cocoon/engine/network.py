@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cocoon.model.operation import Operation
     from cocoon.model.vm import NIC, VMSpec
     from cocoon.network.conflist import ConfList
-    from cocoon.network.steps import RemoveBridge
+    from cocoon.network.own_bridge import RemoveBridge
     from cocoon.plan.world import World
     from cocoon.store.reader import Reader
     from cocoon.store.transaction import Transaction
@@ -52,6 +52,7 @@ class NetworkMaker:
 
         self._store_id = world.store.id
         self._is_main = world.paths.root_dir == DEFAULT_ROOT_DIR
+        self._first = 0 if self._is_main else int(self._store_id[:8], 16)
         self._wanted = world.config.subnet
         self._cni_dir = world.config.cni_conf_dir
         self._taken = [route.destination for route in routes(socket.AF_INET) if not route.is_default]
@@ -88,7 +89,7 @@ class NetworkMaker:
         network = Network(
             name=spec.name,
             provider="nat",
-            subnet=choose_subnet([*ours, *self._taken], wanted=spec.subnet),
+            subnet=choose_subnet([*ours, *self._taken], wanted=spec.subnet, first=self._first),
             subnet6=choose_subnet6(os.urandom(5)),
             mtu=spec.mtu,
             isolated=spec.isolated,
@@ -105,7 +106,7 @@ def describe_bridge(name: str) -> Network:
     Raises NotFound, InvalidSpec (it is another kind of interface, or the bridge of one of our own networks).
     """
     from cocoon.host.netlink import find_link
-    from cocoon.network.steps import ALIAS
+    from cocoon.network.own_bridge import ALIAS
 
     link = find_link(name)
     if link is None:
@@ -183,7 +184,7 @@ def inspect_network(world: World, name: str) -> dict[str, object]:
 def remove_network(world: World, name: str) -> Network:
     """Removes a network that no VM is on, with its bridge and its rules. Raises NotFound, InvalidState; HostFault when
     the host does not let go of them: the network then stays."""
-    from cocoon.network.steps import RemoveBridge
+    from cocoon.network.own_bridge import RemoveBridge
 
     with world.store.read() as reader:
         network = find_network(reader, name)
@@ -200,7 +201,7 @@ def remove_network(world: World, name: str) -> Network:
 
 def _removals(operation: Operation) -> list[RemoveBridge]:
     """What a removal under way takes away."""
-    from cocoon.network.steps import RemoveBridge
+    from cocoon.network.own_bridge import RemoveBridge
 
     return [step for step in plan_from_plain(operation.plan).steps if isinstance(step, RemoveBridge)]
 

@@ -23,9 +23,8 @@ def forward_ipv4(bridge: str) -> None:
     Packets that the host itself sends to 127.0.0.1 may be passed on to the bridge, for published ports. Raises
     HostFault.
     """
-    names = {link.index: link.name for link in links()}
-    uplinks = {names[route.device] for route in routes(socket.AF_INET) if route.is_default and route.device in names}
-    for name in (bridge, *sorted(uplinks)):
+    uplinks = {_name_of(route.device) for route in routes(socket.AF_INET) if route.is_default and route.device}
+    for name in (bridge, *sorted(filter(None, uplinks))):
         _switch(f"ipv4/conf/{name}/forwarding", "1")
     _switch(f"ipv4/conf/{bridge}/route_localnet", "1")
 
@@ -54,6 +53,14 @@ def disable_ipv6(*interfaces: str) -> None:
 def speaks_ipv6(interface: str) -> bool:
     """Whether it may have IPv6 addresses: neither a kernel without IPv6 nor one where it is turned off gives it any."""
     return _read(f"ipv6/conf/{interface}/disable_ipv6") == "0"
+
+
+def _name_of(index: int) -> str:
+    """The interface with this index, "" when it has gone."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""
 
 
 def _read(name: str) -> str:

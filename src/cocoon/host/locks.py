@@ -12,6 +12,7 @@ import time
 from types import TracebackType
 
 from cocoon.errors import HostFault, Timeout
+from cocoon.paths import HOST_DIR
 
 OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 POLL_S = 0.002  # Only outside the main thread, where no alarm can end a blocking wait.
@@ -67,8 +68,8 @@ def try_lock(path: str, *, create: bool = True) -> Lock | None:
         os.close(fd)
 
 
-def lock(path: str, timeout_s: float, *, what: str = "") -> Lock:
-    """The lock on `path`, waiting in line for at most `timeout_s` seconds.
+def lock(path: str, timeout_s: float, *, what: str = "", shared: bool = False) -> Lock:
+    """The lock on `path`, waiting in line for at most `timeout_s` seconds. Many can hold one that is `shared`.
 
     Raises Timeout, which names `what` or the path; HostFault when the file cannot be opened or made.
     """
@@ -77,7 +78,7 @@ def lock(path: str, timeout_s: float, *, what: str = "") -> Lock:
         fd = _open(path, create=True)
         assert fd is not None
         try:
-            locked = _flock_until(fd, deadline)
+            locked = _flock_until(fd, deadline, shared=shared)
         except BaseException:
             os.close(fd)
             raise
@@ -89,6 +90,15 @@ def lock(path: str, timeout_s: float, *, what: str = "") -> Lock:
         if _is_current(path, fd):
             return Lock(path, fd)
         os.close(fd)
+
+
+def host_lock(name: str, timeout_s: float, *, shared: bool = False) -> Lock:
+    """The lock on something of the host's, held against every engine there, whatever its store. Raises as `lock`."""
+    try:
+        os.makedirs(HOST_DIR, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise HostFault(f"make {HOST_DIR}: {error.strerror}") from error
+    return lock(f"{HOST_DIR}/{name}.lock", timeout_s, what=name, shared=shared)
 
 
 def lock_directory(path: str, timeout_s: float) -> Lock | None:
@@ -148,10 +158,11 @@ def _is_current(path: str, fd: int) -> bool:
     return (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
 
 
-def _flock_until(fd: int, deadline: float) -> bool:
+def _flock_until(fd: int, deadline: float, *, shared: bool = False) -> bool:
     """Waits in the kernel's queue, which is fair, with an alarm as the deadline. False when that passed."""
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, operation | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         pass
@@ -164,11 +175,11 @@ def _flock_until(fd: int, deadline: float) -> bool:
     try:
         previous = signal.signal(signal.SIGALRM, ring)
     except ValueError:
-        return _flock_by_polling(fd, deadline)  # Handlers belong to the main thread.
+        return _flock_by_polling(fd, operation, deadline)  # Handlers belong to the main thread.
     try:
         # Repeats: an alarm that rings just before flock() sleeps must not be the only one.
         signal.setitimer(signal.ITIMER_REAL, max(0.001, deadline - time.monotonic()), 0.1)
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.flock(fd, operation)
         signal.setitimer(signal.ITIMER_REAL, 0)
     except TimeoutError:
         return False
@@ -178,10 +189,10 @@ def _flock_until(fd: int, deadline: float) -> bool:
     return True
 
 
-def _flock_by_polling(fd: int, deadline: float) -> bool:
+def _flock_by_polling(fd: int, operation: int, deadline: float) -> bool:
     while time.monotonic() < deadline:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, operation | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             time.sleep(POLL_S)

@@ -68,22 +68,22 @@ class Route(Value):
 
 def make_bridge(name: str, *, mtu: int = 0) -> None:
     """A bridge, down and without ports. Raises AlreadyExists, HostFault."""
-    attributes = _text(IFLA_IFNAME, name) + _mtu(mtu) + _kind("bridge")
+    attributes = text_attribute(IFLA_IFNAME, name) + _mtu(mtu) + _kind("bridge")
     _request(RTM_NEWLINK, _link_header() + attributes, flags=NLM_F_CREATE | NLM_F_EXCL, what=f"bridge {name}")
 
 
 def make_veth(name: str, *, peer: str, peer_netns_fd: int, mtu: int = 0) -> None:
     """A pair of interfaces: `name` here, `peer` in the namespace of the descriptor. Raises AlreadyExists, HostFault."""
-    there = _text(IFLA_IFNAME, peer) + _mtu(mtu) + _number(IFLA_NET_NS_FD, peer_netns_fd)
-    data = _attribute(VETH_INFO_PEER, _link_header() + there)
-    attributes = _text(IFLA_IFNAME, name) + _mtu(mtu) + _kind("veth", data)
+    there = text_attribute(IFLA_IFNAME, peer) + _mtu(mtu) + _number(IFLA_NET_NS_FD, peer_netns_fd)
+    data = render_attribute(VETH_INFO_PEER, _link_header() + there)
+    attributes = text_attribute(IFLA_IFNAME, name) + _mtu(mtu) + _kind("veth", data)
     _request(RTM_NEWLINK, _link_header() + attributes, flags=NLM_F_CREATE | NLM_F_EXCL, what=f"interface {name}")
 
 
 def delete_link(name: str) -> None:
     """The interface goes, and the other end of a pair with it. Absent is fine. Raises HostFault."""
     try:
-        _request(RTM_DELLINK, _link_header() + _text(IFLA_IFNAME, name), flags=0, what=f"interface {name}")
+        _request(RTM_DELLINK, _link_header() + text_attribute(IFLA_IFNAME, name), flags=0, what=f"interface {name}")
     except NotFound:
         return
 
@@ -93,13 +93,13 @@ def set_up(name: str, *, master: int = 0, mac: str = "", mtu: int = 0, alias: st
 
     Raises NotFound, HostFault.
     """
-    attributes = _text(IFLA_IFNAME, name) + _mtu(mtu)
+    attributes = text_attribute(IFLA_IFNAME, name) + _mtu(mtu)
     if master:
         attributes += _number(IFLA_MASTER, master)
     if mac:
-        attributes += _attribute(IFLA_ADDRESS, _mac_bytes(mac))
+        attributes += render_attribute(IFLA_ADDRESS, _mac_bytes(mac))
     if alias:
-        attributes += _attribute(IFLA_IFALIAS, alias.encode())
+        attributes += render_attribute(IFLA_IFALIAS, alias.encode())
     _request(RTM_NEWLINK, _link_header(flags=IFF_UP) + attributes, flags=0, what=f"interface {name}")
 
 
@@ -108,14 +108,14 @@ def fence_port(index: int, *, isolated: bool, what: str) -> None:
     exchanges frames with no other isolated port. Raises HostFault."""
     inner = _byte(IFLA_BRPORT_LEARNING, 0) + _byte(IFLA_BRPORT_UNICAST_FLOOD, 0)
     inner += _byte(IFLA_BRPORT_ISOLATED, int(isolated))
-    message = _link_header(index=index, family=socket.AF_BRIDGE) + _attribute(IFLA_PROTINFO | NLA_F_NESTED, inner)
+    message = _link_header(index=index, family=socket.AF_BRIDGE) + render_attribute(IFLA_PROTINFO | NLA_F_NESTED, inner)
     _request(RTM_SETLINK, message, flags=0, what=what)
 
 
 def add_forwarding_entry(index: int, mac: str, *, what: str) -> None:
     """The bridge sends frames for `mac` to this port of it, for good. Raises HostFault."""
     header = struct.pack("=BxxxiHBB", socket.AF_BRIDGE, index, NUD_NOARP, NTF_MASTER, 0)
-    message = header + _attribute(NDA_LLADDR, _mac_bytes(mac))
+    message = header + render_attribute(NDA_LLADDR, _mac_bytes(mac))
     _request(RTM_NEWNEIGH, message, flags=NLM_F_CREATE | NLM_F_REPLACE, what=what)
 
 
@@ -124,7 +124,7 @@ def add_address(index: int, address: str, prefix: int, *, what: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     packed = socket.inet_pton(family, address)
     message = struct.pack("=BBBBI", family, prefix, 0, 0, index)
-    message += _attribute(IFA_LOCAL, packed) + _attribute(IFA_ADDRESS, packed)
+    message += render_attribute(IFA_LOCAL, packed) + render_attribute(IFA_ADDRESS, packed)
     if family == socket.AF_INET6:
         message += _number(IFA_FLAGS, IFA_F_NODAD)  # It is ours by construction, and to be used at once.
     _request(RTM_NEWADDR, message, flags=NLM_F_CREATE | NLM_F_REPLACE, what=what)
@@ -135,8 +135,8 @@ def find_link(name: str) -> Link | None:
     if len(os.fsencode(name)) >= IFNAMSIZ:
         return None
     try:
-        answers = _exchange(
-            RTM_GETLINK, _link_header() + _text(IFLA_IFNAME, name), flags=NLM_F_ACK, what=f"interface {name}"
+        answers = exchange(
+            RTM_GETLINK, _link_header() + text_attribute(IFLA_IFNAME, name), flags=NLM_F_ACK, what=f"interface {name}"
         )
     except NotFound:
         return None
@@ -145,20 +145,18 @@ def find_link(name: str) -> Link | None:
 
 def links() -> list[Link]:
     """Every interface here. Raises HostFault."""
-    return [
-        _read_link(answer) for answer in _exchange(RTM_GETLINK, _link_header(), flags=NLM_F_DUMP, what="interfaces")
-    ]
+    return [_read_link(answer) for answer in exchange(RTM_GETLINK, _link_header(), flags=NLM_F_DUMP, what="interfaces")]
 
 
 def routes(family: int) -> list[Route]:
     """The routes of `family` (socket.AF_INET or AF_INET6) in the main table. Raises HostFault."""
     message = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)
     found = []
-    for answer in _exchange(RTM_GETROUTE, message, flags=NLM_F_DUMP, what="routes"):
+    for answer in exchange(RTM_GETROUTE, message, flags=NLM_F_DUMP, what="routes"):
         length, table = answer[1], answer[4]
         if table != RT_TABLE_MAIN:
             continue
-        attributes = _attributes(answer[12:])
+        attributes = parse_attributes(answer[12:])
         destination = ""
         if RTA_DST in attributes:
             destination = f"{socket.inet_ntop(family, attributes[RTA_DST])}/{length}"
@@ -175,20 +173,22 @@ def _link_header(*, index: int = 0, flags: int = 0, family: int = socket.AF_UNSP
     return struct.pack("=BxHiII", family, 0, index, flags, flags)
 
 
-def _attribute(kind: int, data: bytes) -> bytes:
+def render_attribute(kind: int, data: bytes) -> bytes:
+    """One attribute of a message, padded to four bytes."""
     return struct.pack("=HH", 4 + len(data), kind) + data + b"\0" * (-len(data) % 4)
 
 
-def _text(kind: int, text: str) -> bytes:
-    return _attribute(kind, os.fsencode(text) + b"\0")
+def text_attribute(kind: int, text: str) -> bytes:
+    """An attribute that is a string."""
+    return render_attribute(kind, os.fsencode(text) + b"\0")
 
 
 def _number(kind: int, number: int) -> bytes:
-    return _attribute(kind, struct.pack("=I", number))
+    return render_attribute(kind, struct.pack("=I", number))
 
 
 def _byte(kind: int, number: int) -> bytes:
-    return _attribute(kind, bytes([number]))
+    return render_attribute(kind, bytes([number]))
 
 
 def _mtu(mtu: int) -> bytes:
@@ -196,15 +196,16 @@ def _mtu(mtu: int) -> bytes:
 
 
 def _kind(kind: str, data: bytes = b"") -> bytes:
-    inner = _attribute(IFLA_INFO_KIND, kind.encode())
-    return _attribute(IFLA_LINKINFO, inner + (_attribute(IFLA_INFO_DATA, data) if data else b""))
+    inner = render_attribute(IFLA_INFO_KIND, kind.encode())
+    return render_attribute(IFLA_LINKINFO, inner + (render_attribute(IFLA_INFO_DATA, data) if data else b""))
 
 
 def _mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
+def parse_attributes(data: bytes) -> dict[int, bytes]:
+    """Attributes by their type, without its flags; of several of one type the last."""
     found = {}
     while len(data) >= 4:
         length, kind = struct.unpack_from("=HH", data)
@@ -217,8 +218,8 @@ def _attributes(data: bytes) -> dict[int, bytes]:
 
 def _read_link(answer: bytes) -> Link:
     index, flags = struct.unpack_from("=iI", answer, 4)  # struct ifinfomsg
-    attributes = _attributes(answer[16:])
-    info = _attributes(attributes.get(IFLA_LINKINFO, b""))
+    attributes = parse_attributes(answer[16:])
+    info = parse_attributes(attributes.get(IFLA_LINKINFO, b""))
     mac = attributes.get(IFLA_ADDRESS, b"")
     return Link(
         index=index,
@@ -240,13 +241,16 @@ def _string(data: bytes) -> str:
 
 
 def _request(kind: int, message: bytes, *, flags: int, what: str) -> None:
-    for _ in _exchange(kind, message, flags=flags | NLM_F_ACK, what=what):
+    for _ in exchange(kind, message, flags=flags | NLM_F_ACK, what=what):
         pass
 
 
-def _exchange(kind: int, message: bytes, *, flags: int, what: str) -> list[bytes]:
-    """The bodies of all answers to one request."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as connection:
+def exchange(kind: int, message: bytes, *, flags: int, what: str, protocol: int = socket.NETLINK_ROUTE) -> list[bytes]:
+    """The bodies of all answers to one request; `flags` holds NLM_F_ACK or NLM_F_DUMP.
+
+    Raises NotFound, AlreadyExists, HostFault.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as connection:
         connection.settimeout(TIMEOUT_S)
         connection.bind((0, 0))
         header = struct.pack("=IHHII", 16 + len(message), kind, flags | NLM_F_REQUEST, 1, 0)

@@ -40,6 +40,11 @@ def netns_path(name: str) -> str:
     return f"{NETNS_DIR}/{name}"
 
 
+def netns_inode() -> int:
+    """The number of the calling thread's namespace, which is no other's as long as it lives."""
+    return os.stat(THREAD_NETNS).st_ino
+
+
 def netns_exists(name: str) -> bool:
     """Whether a live namespace is pinned under `name`; a leftover plain file is none."""
     try:

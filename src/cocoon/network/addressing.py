@@ -101,9 +101,10 @@ def make_nic(vm_id: str, index: int, *, network: Network, address: str = "") -> 
     )
 
 
-def choose_subnet(taken: Iterable[str], *, wanted: str = "") -> str:
+def choose_subnet(taken: Iterable[str], *, wanted: str = "", first: int = 0) -> str:
     """A private subnet that overlaps none of `taken` (IPv4 networks as `a.b.c.d/n`): `wanted`, or the first that fits.
 
+    Engines with other stores begin with another candidate, by `first`: they cannot see what has no bridge yet.
     Raises InvalidState when `wanted` overlaps, or nothing is left; InvalidSpec when guests cannot have it.
     """
     others = [ipaddress.IPv4Network(text) for text in taken]
@@ -122,15 +123,17 @@ def choose_subnet(taken: Iterable[str], *, wanted: str = "") -> str:
                 hint = "choose another --subnet"
                 raise InvalidState(f"subnet {wanted} overlaps {other}, which is in use on this host", hint=hint)
         return str(subnet)
-    for candidate in _candidates():
+    for candidate in _candidates(first):
         if not any(other.overlaps(candidate) for other in others):
             return str(candidate)
     raise InvalidState("no private IPv4 subnet is free on this host", hint="name one: --subnet a.b.c.d/n")
 
 
-def _candidates() -> Iterator[ipaddress.IPv4Network]:
+def _candidates(first: int) -> Iterator[ipaddress.IPv4Network]:
     """From roomy and little used to small."""
-    for second in (*range(88, 128), *range(200, 240)):
+    roomy = (*range(88, 128), *range(200, 240))
+    first %= len(roomy)
+    for second in (*roomy[first:], *roomy[:first]):
         yield ipaddress.IPv4Network(f"10.{second}.0.0/16")
     for second in range(31, 17, -1):
         yield ipaddress.IPv4Network(f"172.{second}.0.0/16")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from cocoon.model.network import Network
 from cocoon.model.vm import NIC, VMRecord
 from cocoon.network.addressing import inner_name
-from cocoon.network.steps import AttachLink, DetachLink, EnsureBridge
+from cocoon.network.own_bridge import EnsureBridge
+from cocoon.network.steps import AttachLink, DetachLink
 from cocoon.plan.step import Step
 
 

@@ -19,18 +19,21 @@ from cocoon.model.vm import NIC
 from cocoon.network.addressing import inner_name, link_local_address
 
 TABLE = "cocoon"
-METADATA6 = ("fd00:ec2::254", "fd20:ce::254")  # Where clouds (EC2, Google's) answer by IPv6: no link-local addresses.
+# Where clouds tell a machine its secrets, beside link-local addresses: Alibaba's, Azure's, Oracle's; EC2, Google's,
+# Oracle's, Scaleway's by IPv6.
+METADATA = ("100.100.100.200", "168.63.129.16", "192.0.0.192")
+METADATA6 = ("fd00:ec2::254", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:42::42")
 
 
 def render_fences(nics: Iterable[NIC]) -> str:
-    """The rules of a VM's namespace; they replace those that are there.
+    """The rules of a VM's namespace, where there are none.
 
     An `fwd to` ends a line of its own: nft's grammar wants it so in a file.
     """
     lines = [f"table netdev {TABLE} {{"]
     for nic in nics:
         lines += _from_guest(nic) + _to_guest(nic)
-    return render_fences_removal() + "\n".join([*lines, "}", ""])
+    return "\n".join([*lines, "}", ""])
 
 
 def render_fences_removal() -> str:
@@ -80,7 +83,7 @@ def _from_ipv4(nic: NIC) -> list[str]:
     """Nothing to link-local addresses: the metadata service of a cloud answers there. No DHCP server, and no questions
     whether another's address is free: whoever asks that at the same time would give it up (RFC 5227, 2.1.1)."""
     lines = [
-        "    ip daddr { 127.0.0.0/8, 169.254.0.0/16 } drop",
+        f"    ip daddr {{ 127.0.0.0/8, 169.254.0.0/16, {', '.join(METADATA)} }} drop",
         "    udp sport 67 drop",
     ]
     if nic.address:  # 0.0.0.0 asks whether an address is free.

@@ -5,21 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar
 
-from cocoon.errors import AlreadyExists, InvalidState, NotFound
+from cocoon.errors import AlreadyExists, NotFound
 from cocoon.host import forwarding, netlink, netns, nft, tap
-from cocoon.model.network import Network
-from cocoon.network.addressing import address6, gateway_address, mac_address
-from cocoon.network.publish import Element, elements_of, published_nic, render_addition, render_deletion
-from cocoon.network.rules import TABLE, render_fences_removal, render_network, render_removal, table_name
+from cocoon.network.own_bridge import lock_table
+from cocoon.network.publish import Element, render_addition, render_deletion
+from cocoon.network.rules import TABLE, render_fences_removal
 from cocoon.plan.step import Step
-from cocoon.units import parse_subnet
 from cocoon.value import Value
 
 if TYPE_CHECKING:
     from cocoon.plan.world import World
-
-
-ALIAS = "cocoon network "
 
 
 class MakeNetns(Step):
@@ -50,110 +45,6 @@ class MakeNetns(Step):
     def undo(self, world: World) -> None:
         if not self.kept:
             netns.remove_netns(self.name)
-
-
-class EnsureBridge(Step):
-    """The bridge of one of our own networks, with its addresses, its rules and forwarding. It stays for other VMs."""
-
-    step: ClassVar[str] = "bridge"
-    network: Network
-
-    def describe(self) -> tuple[str, ...]:
-        network, name = self.network, self.network.bridge
-        mtu = f" mtu {network.mtu}" if network.mtu else ""
-        lines = [f"ip link show {name} >/dev/null 2>&1 || ip link add {name} address {self._mac()}{mtu} type bridge"]
-        lines += [f"ip address replace {address}/{prefix} dev {name}" for address, prefix in self._addresses()]
-        rules = render_network(network).rstrip("\n")
-        return (
-            *lines,
-            f"nft -f - <<'END'\n{rules}\nEND",
-            f"ip link set {name} up",
-            f"sysctl -q net.ipv4.conf.{name}.forwarding=1 net.ipv4.conf.{name}.route_localnet=1",
-        )
-
-    def apply(self, world: World) -> Value | None:
-        """Raises InvalidState when an interface of that name is somebody else's, HostFault."""
-        network, what = self.network, f"bridge {self.network.bridge}"
-        bridge = netlink.find_link(network.bridge)
-        if bridge is None:
-            try:
-                netlink.make_bridge(network.bridge, mtu=network.mtu)
-            except AlreadyExists:
-                pass  # Another command was faster.
-            bridge = netlink.find_link(network.bridge)
-        if bridge is None:
-            raise NotFound(f"{what} of network {network.name} vanished while it was made", hint="try again")
-        if not is_bridge_of(bridge, network):
-            raise InvalidState(
-                f"interface {network.bridge} is none of cocoon's, and network {network.name} needs the name",
-                hint=f"rename that one: ip link set {network.bridge} down name NAME",
-            )
-        speaks_ipv6 = forwarding.speaks_ipv6(network.bridge)
-        for address, prefix in self._addresses():
-            if ":" in address and not speaks_ipv6:
-                continue  # This host has IPv6 turned off; that is no reason to be without a network.
-            netlink.add_address(bridge.index, address, prefix, what=what)
-        # Each time: whoever flushes the host's ruleset takes ours along, and the next VM brings it back. And first:
-        # where that fails nothing is forwarded.
-        nft.load_rules(render_network(network) + self._gates(world))
-        if not bridge.is_up:
-            netlink.set_up(network.bridge, mac=self._mac(), alias=bridge_alias(network.name))
-        forwarding.forward_ipv4(network.bridge)
-        if network.subnet6 and speaks_ipv6:
-            forwarding.forward_ipv6(network.bridge)
-        return None
-
-    def undo(self, world: World) -> None:
-        """Nothing: other VMs may use it. `cocoon network rm` takes it away."""
-
-    def _gates(self, world: World) -> str:
-        """What the VMs that run have opened."""
-        with world.store.read() as reader:
-            vms = reader.running_with_gates()
-        nics = [(vm, published_nic(vm)) for vm in vms]
-        ours = [vm for vm, nic in nics if nic is not None and nic.network == self.network.name]
-        return "".join(render_addition(table_name(self.network.bridge), elements_of(vm)) for vm in ours)
-
-    def _mac(self) -> str:
-        """Its own: a bridge without one takes that of a port, and changes it when ports come and go."""
-        return mac_address(self.network.bridge, 0)
-
-    def _addresses(self) -> list[tuple[str, int]]:
-        network = self.network
-        found = [(gateway_address(network.subnet), parse_subnet(network.subnet)[1])]
-        return [*found, (address6(network.subnet6, 1), 64)] if network.subnet6 else found
-
-
-class RemoveBridge(Step):
-    """The bridge of one of our own networks goes, with its rules. No VM is on it any more."""
-
-    step: ClassVar[str] = "remove-bridge"
-    network: Network
-
-    def describe(self) -> tuple[str, ...]:
-        return (f"ip link delete {self.network.bridge}", f"nft -f - <<'END'\n{render_removal(self.network)}END")
-
-    def apply(self, world: World) -> Value | None:
-        """Raises HostFault. Absent is fine; somebody else's interface of that name is left alone."""
-        bridge = netlink.find_link(self.network.bridge)
-        if bridge is not None and is_bridge_of(bridge, self.network):
-            netlink.delete_link(self.network.bridge)
-        nft.load_rules(render_removal(self.network))
-        return None
-
-    def undo(self, world: World) -> None:
-        """Nothing: a removal is finished, never undone."""
-
-
-def bridge_alias(network: str) -> str:
-    """The alias by which a bridge of the engine's own is known."""
-    return f"{ALIAS}{network}"
-
-
-def is_bridge_of(link: netlink.Link, network: Network) -> bool:
-    """Whether it is this network's bridge; one that is down and has no alias is ours and half made."""
-    alias = bridge_alias(network.name) if link.is_up or link.alias else ""
-    return link.kind == "bridge" and link.alias == alias
 
 
 class AttachLink(Step):
@@ -268,12 +159,14 @@ class LoadFences(Step):
     rules: str
 
     def describe(self) -> tuple[str, ...]:
-        return (f"ip netns exec {self.netns} nft -f - <<'END'\n{self.rules}END",)
+        return (f"ip netns exec {self.netns} nft -f - <<'END'\n{render_fences_removal()}{self.rules}END",)
 
     def apply(self, world: World) -> Value | None:
         """Raises HostFault."""
         with netns.inside_netns(self.netns):
-            nft.load_rules(self.rules)
+            # Taking away what is not there would be made and removed first, which the kernel takes its time for.
+            removal = render_fences_removal() if nft.has_netdev_table(TABLE) else ""
+            nft.load_rules(removal + self.rules)
         return None
 
     def undo(self, world: World) -> None:
@@ -292,8 +185,11 @@ class OpenGates(Step):
 
     def apply(self, world: World) -> Value | None:
         """Raises HostFault."""
-        close_gates(self.table, self.elements)  # One that a dead VM left may lead elsewhere.
-        nft.load_rules(render_addition(self.table, self.elements))
+        try:
+            nft.load_rules(render_addition(self.table, self.elements))
+        except AlreadyExists:  # One that a dead VM left leads elsewhere.
+            close_gates(self.table, self.elements)
+            nft.load_rules(render_addition(self.table, self.elements))
         return None
 
     def undo(self, world: World) -> None:
@@ -321,12 +217,21 @@ class CloseGates(Step):
 
 
 def close_gates(table: str, elements: tuple[Element, ...]) -> None:
-    """Takes the elements away, one by one: those that are gone must not keep the others. Raises HostFault."""
-    for element in elements:
+    """Takes the elements away; those that are gone do not keep the others. Raises HostFault.
+
+    Under the table's lock: whoever makes the table anew may be about to add them, too.
+    """
+    with lock_table(table):
         try:
-            nft.load_rules(render_deletion(table, element))
+            nft.load_rules("".join(render_deletion(table, element) for element in elements))
+            return
         except NotFound:
-            continue
+            pass
+        for element in elements:
+            try:
+                nft.load_rules(render_deletion(table, element))
+            except NotFound:
+                continue
 
 
 class Unplug(Step):
