@@ -15,7 +15,7 @@ from fixtures import CACHE, PROJECT
 
 def build_driver() -> str:
     """The driver of native/guest/tests, as the sources are now."""
-    output = CACHE / "asan"
+    output = PROJECT / "native" / "build" / "asan"
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "cocoon-init.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -25,12 +25,14 @@ def build_driver() -> str:
 
 
 class Agent:
-    """One agent; ends, and is checked for complaints, with the `with` block."""
+    """One agent; ends, and is checked for complaints, with the `with` block. It serves any number of clients at `path`,
+    or, as on a vsock, one at each of the sockets `each_port_in` that directory."""
 
-    def __init__(self, driver: str, directory: Path) -> None:
+    def __init__(self, driver: str, directory: Path, *, each_port_in: Path | None = None) -> None:
         self.path = str(directory / "agent")
         self.said = open(directory / "said", "w+")  # noqa: SIM115
-        self.process = subprocess.Popen([driver, "serve", self.path], stdout=self.said, stderr=subprocess.STDOUT)
+        words = ["listen", str(each_port_in)] if each_port_in else ["serve", self.path]
+        self.process = subprocess.Popen([driver, *words], stdout=self.said, stderr=subprocess.STDOUT)
 
     def __enter__(self) -> Agent:
         return self
