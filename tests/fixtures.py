@@ -19,7 +19,7 @@ import own_netns
 
 PROJECT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("COCOON_TEST_CACHE", "/var/cache/cocoon-tests"))
-BUILD_TIMEOUT_S = 600
+BUILD_TIMEOUT_S = 1500
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
@@ -153,7 +153,7 @@ class Cocoon:
         *arguments: str,
         check: bool = True,
         stdin: str | None = None,
-        timeout: float = 150,
+        timeout: float = 400,
         environment: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Runs to its end; with `check`, a status other than 0 raises with what the command printed."""
@@ -171,7 +171,7 @@ class Cocoon:
             raise AssertionError(f"cocoon {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
 
-    def json(self, *arguments: str, timeout: float = 150):
+    def json(self, *arguments: str, timeout: float = 400):
         """What the command prints with `--output json` (`inspect` always prints JSON)."""
         words = arguments if "inspect" in arguments else (*arguments, "--output", "json")
         return json.loads(self.run(*words, timeout=timeout).stdout)
@@ -182,7 +182,7 @@ class Cocoon:
         environment = {**self.environment, **options.pop("env", {})}
         return subprocess.Popen(self.command(*arguments), text=True, env=environment, **options)
 
-    def wait_for_log(self, vm: str, text: str, *, timeout: float = 90) -> str:
+    def wait_for_log(self, vm: str, text: str, *, timeout: float = 240) -> str:
         """The console log of `vm` as soon as it contains `text`."""
         deadline = time.monotonic() + timeout
         log = ""
@@ -193,7 +193,7 @@ class Cocoon:
             time.sleep(0.25)
         raise AssertionError(f"{text!r} is not on the console of {vm} after {timeout} s:\n{log}")
 
-    def wait_for_state(self, vm: str, state: str, *, timeout: float = 60) -> dict:
+    def wait_for_state(self, vm: str, state: str, *, timeout: float = 120) -> dict:
         """What `vm inspect` says as soon as the VM is in `state`."""
         deadline = time.monotonic() + timeout
         record: dict = {}

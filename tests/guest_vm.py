@@ -25,7 +25,7 @@ from cocoon.paths import LIBEXEC_DIR
 from fixtures import CACHE, PROJECT
 
 MAC = "52:54:00:12:34:56"
-BOOT_TIMEOUT_S = 100
+BOOT_TIMEOUT_S = 240
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nbob:x:1000:1000::/home/bob:/bin/sh\n"
 GROUP = "root:x:0:\nbob:x:1000:\ndisk:x:6:bob\naudio:x:29:bob,root\n"
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from cocoon.engine import image as verbs
 from cocoon.errors import CocoonError, Corrupt
 from image_scene import NOTHING, inventory, make_tar
+from patience import soon
 
 PLAIN = make_tar([("./", b""), ("a", b"content" * 1000), ("b", bytes(range(256)) * 400)])
 QUICK_S = 5.0
@@ -16,10 +15,8 @@ QUICK_S = 5.0
 
 def refuse(world, reference: str, words: str, kind: type[CocoonError] = Corrupt) -> CocoonError:
     """Pulls, and wants an error of this kind with these words, soon, and nothing left."""
-    begun = time.monotonic()
-    with pytest.raises(kind, match=words) as caught:
+    with soon(QUICK_S), pytest.raises(kind, match=words) as caught:
         verbs.pull_image(world, reference)
-    assert time.monotonic() - begun < QUICK_S
     assert inventory(world) == NOTHING
     assert len(caught.value.message) < 600 and caught.value.message.isprintable()
     return caught.value

@@ -22,6 +22,7 @@ from cocoon.network.addressing import make_nic
 from cocoon.network.attach import plan_network, plan_network_end
 from cocoon.plan.world import World
 from cocoon.store.store import Store
+from patience import LONG_S
 from qemu_examples import make_spec, make_vm
 
 TUNSETIFF = 0x400454CA
@@ -63,11 +64,13 @@ class Guest:
     def send(self, frame: bytes) -> None:
         os.write(self._tap, VNET_HEADER + frame)
 
-    def receive(self, *, quiet_s: float = QUIET_S) -> list[bytes]:
-        """The frames that come until none has for `quiet_s`."""
-        frames = []
-        while select.select([self._tap], [], [], quiet_s)[0]:
-            frames.append(os.read(self._tap, 65536)[len(VNET_HEADER) :])
+    def receive(self, *, quiet_s: float = QUIET_S, least: int = 0, kind: bytes = b"") -> list[bytes]:
+        """The frames (of this kind) that come until none has for `quiet_s`; so many at least, if they ever come."""
+        frames: list[bytes] = []
+        while select.select([self._tap], [], [], quiet_s if len(frames) >= least else LONG_S)[0]:
+            frame = os.read(self._tap, 65536)[len(VNET_HEADER) :]
+            if frame[12:14].startswith(kind):
+                frames.append(frame)
         return frames
 
     def expect(self, frame: bytes, *, timeout_s: float = 60) -> bool:

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 CHUNK_BYTES = 64 * 1024
+HOLD_S = 150.0
 
 
 class Request:
@@ -25,12 +26,15 @@ class Request:
 
 class RegistryProxy:
     """`cuts`: bytes after which the connection of the next answers with a blob is cut, one each. `pause_s`: before each
-    64 KiB of a blob. `before` may answer a request itself and return True."""
+    64 KiB of a blob. `hold_after`: after so many bytes a blob waits until `go_on` is set. `before` may answer a request
+    itself and return True."""
 
     def __init__(self, upstream: str) -> None:
         self.requests: list[Request] = []
         self.cuts: list[int] = []
         self.pause_s = 0.0
+        self.hold_after = 0
+        self.go_on = threading.Event()
         self.before: Callable[[BaseHTTPRequestHandler], bool] = lambda handler: False
         outer = self
 
@@ -55,7 +59,7 @@ class RegistryProxy:
 
     def pass_on(self, handler: BaseHTTPRequestHandler, request: Request, upstream: str) -> None:
         headers = {name: text for name, text in handler.headers.items() if name not in ("Host", "Connection")}
-        connection = http.client.HTTPConnection(upstream, timeout=30)
+        connection = http.client.HTTPConnection(upstream, timeout=HOLD_S)
         connection.request("GET", handler.path, headers=headers)
         answer = connection.getresponse()
         is_blob = "/blobs/" in handler.path
@@ -68,6 +72,8 @@ class RegistryProxy:
         while chunk := answer.read(CHUNK_BYTES if cut is None else min(CHUNK_BYTES, cut - request.sent)):
             if is_blob and self.pause_s:
                 time.sleep(self.pause_s)
+            if is_blob and 0 < self.hold_after <= request.sent:
+                self.go_on.wait(HOLD_S)
             handler.wfile.write(chunk)
             request.sent += len(chunk)
             if cut is not None and request.sent >= cut:

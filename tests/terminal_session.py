@@ -15,7 +15,7 @@ import time
 
 from fixtures import Cocoon
 
-BOOT_S = 60.0
+BOOT_S = 240.0
 
 
 class Session:
@@ -42,7 +42,7 @@ class Session:
     def type(self, text: str) -> None:
         os.write(self.terminal, text.encode())
 
-    def end(self, timeout: float = 60) -> int:
+    def end(self, timeout: float = 120) -> int:
         """The exit status."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -56,7 +56,7 @@ class Session:
                 return os.waitstatus_to_exitcode(status)
         raise AssertionError(f"it does not end: {self.seen!r}")
 
-    def hang_up(self, timeout: float = 60) -> int:
+    def hang_up(self, timeout: float = 120) -> int:
         """The window is closed; the exit status of the command."""
         os.close(self.terminal)
         self.terminal = -1

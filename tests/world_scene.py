@@ -67,7 +67,9 @@ def world() -> Iterator[str]:
         netns.remove_netns(name)
 
 
-def fetch(*prefix: str, url: str) -> str:
-    """What `url` answers, asked by a process started through `prefix`; "" when it does not."""
-    program = "import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=3).read().decode())"
-    return subprocess.run([*prefix, sys.executable, "-c", program, url], capture_output=True, text=True).stdout
+def fetch(*prefix: str, url: str, timeout_s: float = 60) -> str:
+    """What `url` answers, asked by a process started through `prefix`; "" when it does not within that time."""
+    program = "import sys, urllib.request as u; word, limit = sys.argv[1:]; "
+    program += "sys.stdout.write(u.urlopen(word, timeout=float(limit)).read().decode())"
+    command = [*prefix, sys.executable, "-c", program, url, str(timeout_s)]
+    return subprocess.run(command, capture_output=True, text=True).stdout

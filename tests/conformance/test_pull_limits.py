@@ -103,7 +103,7 @@ def test_a_disk_that_fills_up_in_the_middle(small_disk: Cocoon, registry, tmp_pa
         small_disk.run("image", "pull", f"{proxy.host}/team/kept:1")
         world = make_world(small_disk.root)
         before = inventory(world)
-        proxy.pause_s = 0.02
+        proxy.hold_after = 4 * MIB
         process = small_disk.start("image", "pull", f"{proxy.host}/team/large:1")
         while not (small_disk.root / "parts").is_dir() or not list((small_disk.root / "parts").glob("*.part")):
             time.sleep(0.02)
@@ -111,6 +111,7 @@ def test_a_disk_that_fills_up_in_the_middle(small_disk: Cocoon, registry, tmp_pa
         with open(filler, "wb") as file, pytest.raises(OSError):
             while True:
                 os.write(file.fileno(), bytes(MIB))
+        proxy.go_on.set()
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 1 and "Traceback" not in errors
         assert "full" in errors or "space" in errors, errors
@@ -120,5 +121,4 @@ def test_a_disk_that_fills_up_in_the_middle(small_disk: Cocoon, registry, tmp_pa
         small_disk.run("image", "list")
         assert inventory(world) == before and os.listdir(small_disk.root / "parts") == []
         world.store.close()
-        proxy.pause_s = 0
         small_disk.run("image", "pull", f"{proxy.host}/team/large:1")

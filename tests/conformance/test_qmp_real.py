@@ -16,7 +16,7 @@ from cocoon.errors import APIFailed
 from cocoon.host.json_lines import QMPClient
 
 QEMU = f"qemu-system-{os.uname().machine}"
-START_TIMEOUT_S = 30
+START_TIMEOUT_S = 100
 
 
 @pytest.fixture

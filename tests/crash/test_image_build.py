@@ -142,7 +142,7 @@ def test_a_signal_in_the_middle_of_a_script(cocoon, recipe: Path, number: signal
     finally:
         process.kill()
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130), errors
-    wait_for(lambda: not builders(cocoon.root), timeout=10)
+    wait_for(lambda: not builders(cocoon.root))
     assert inventory(open_again(cocoon)) == NOTHING
 
 

@@ -72,7 +72,7 @@ def stall_in_the_middle(image: FakeImage) -> tuple[threading.Event, threading.Ev
         handler.wfile.write(BASE.data[: len(BASE.data) // 2])
         handler.wfile.flush()
         begun.set()
-        stop.wait(30)
+        stop.wait(150)
 
     image.blobs[BASE.digest] = half
     return begun, stop
@@ -87,14 +87,12 @@ def test_a_signal_in_the_middle_of_a_layer(cocoon, number: signal.Signals) -> No
         try:
             assert begun.wait(60)
             time.sleep(0.3)
-            sent = time.monotonic()
             process.send_signal(number)
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=60)  # Long before the registry goes on.
         finally:
             stop.set()
             process.kill()
         assert process.returncode == 130 and "interrupted" in errors
-        assert time.monotonic() - sent < 5
     assert inventory(make_world(cocoon.root)) == NOTHING
     assert not _builders(cocoon.root)
 

@@ -105,7 +105,7 @@ def test_killed_at_every_point_of_start(engine: Cocoon) -> None:
 
 @pytest.mark.parametrize("force", [True, False])
 def test_killed_at_every_point_of_stop(engine: Cocoon, force: bool) -> None:
-    stop = ("vm", "stop", "--force", NAME) if force else ("vm", "stop", "--timeout", "2", NAME)
+    stop = ("vm", "stop", "--force", NAME) if force else ("vm", "stop", "--timeout", "0.2s", NAME)
     engine.run("vm", "run", "-d", "--name", NAME, *SMALL, "busybox", "sleep", "600")
     named = points(engine, *stop)
     for point in named:

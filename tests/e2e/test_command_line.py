@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,16 +100,16 @@ def test_console_without_a_terminal_and_without_a_vm(shared_cocoon: Cocoon) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_foreground_takes_its_vm_along(shared_cocoon: Cocoon, number: int) -> None:
-    running = shared_cocoon.start("run", "--foreground", "--rm", "--name", "front", *SMALL, "busybox")
+    patience = {"COCOON_STOP_TIMEOUT_S": "1000"}
+    running = shared_cocoon.start("run", "--foreground", "--rm", "--name", "front", *SMALL, "busybox", env=patience)
     assert running.stderr is not None
     for line in running.stderr:
         if "started front" in line:
             break
     assert names(shared_cocoon) == ["front"]
-    begun = time.monotonic()
     running.send_signal(number)
-    assert running.wait(timeout=60) == 130
-    assert time.monotonic() - begun < 25, "a guest that still boots is asked until it listens, not waited for in vain"
+    # A guest that still boots is asked until it listens, not waited for in vain.
+    assert running.wait(timeout=150) == 130
     assert names(shared_cocoon) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 
@@ -33,10 +34,10 @@ def test_guests_reach_each_other_and_the_world(shared_cocoon: Cocoon, world: str
     shared_cocoon.wait_for_log("first", "END")  # Its server listens.
     address = first["nics"][0]["address"]
     script = f"""
-        ping -c 1 -W 5 {address} >/dev/null && echo peer-ok
+        ping -c 1 -W 60 {address} >/dev/null && echo peer-ok
         wget -q -O - http://{address}/hostname && echo fetched-ok
-        ping -c 1 -W 5 {first["nics"][0]["gateway"]} >/dev/null && echo gateway-ok
-        wget -q -T 5 -O - http://{world_scene.WORLD}:{world_scene.PORT}/
+        ping -c 1 -W 60 {first["nics"][0]["gateway"]} >/dev/null && echo gateway-ok
+        wget -q -T 60 -O - http://{world_scene.WORLD}:{world_scene.PORT}/
         wget -q -T 3 -O - http://{first["nics"][0]["gateway"]}:9999/ || echo host-closed
     """
     with subprocess.Popen(["busybox", "httpd", "-f", "-p", "9999", "-h", "/etc"]) as service:
@@ -69,7 +70,7 @@ def test_the_guest_is_told_the_networks_mtu_and_has_as_many_queues_as_vcpus(shar
         echo mtu $(cat /sys/class/net/eth0/mtu)
         echo boot >>/boots; sync
         echo queues $(ls /sys/class/net/eth0/queues) used $(grep -c "virtio.-input[.]" /proc/interrupts)
-        ping -c 1 -W 5 -s 4000 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p') >/dev/null && echo large-ok
+        ping -c 1 -W 60 -s 4000 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p') >/dev/null && echo large-ok
         echo LAST$(wc -l </boots)
     """
     cpus = min(2, os.cpu_count() or 1)
@@ -88,7 +89,7 @@ def test_the_guest_is_told_the_networks_mtu_and_has_as_many_queues_as_vcpus(shar
 
 
 def test_published_ports_lead_to_the_guest(shared_cocoon: Cocoon, world: str) -> None:
-    script = "(echo published > /tmp/hello; httpd -f -p 80 -h /tmp) & sleep 1"
+    script = "echo published > /tmp/hello; httpd -p 80 -h /tmp"  # It is in the background once it listens.
     run_guest(shared_cocoon, "web", script, "-p", "8081:80", "-p", f"{world_scene.HOST}:8082:80", "--allow-host")
     shared_cocoon.wait_for_log("web", "END")
     assert (
@@ -102,29 +103,28 @@ def test_published_ports_lead_to_the_guest(shared_cocoon: Cocoon, world: str) ->
         ([], "http://127.0.0.1:8081/hello"),
     ):
         assert world_scene.fetch(*where, url=url) == "published\n", (where, url)
-    assert world_scene.fetch(url="http://127.0.0.1:8082/hello") == "", "that one is published on another address"
+    assert world_scene.fetch(url="http://127.0.0.1:8082/hello", timeout_s=3) == "", (
+        "that one is published on another address"
+    )
 
     refused = shared_cocoon.run("run", "-d", *SMALL, "-p", "8081:80", "busybox", check=False)
     assert refused.returncode == 4 and "published by VM web" in refused.stderr
-    with subprocess.Popen(["busybox", "httpd", "-f", "-p", "8083"]) as service:
-        try:
-            refused = shared_cocoon.run("run", "-d", *SMALL, "-p", "8083:80", "busybox", check=False)
-        finally:
-            service.kill()
+    with socket.create_server(("", 8083)):
+        refused = shared_cocoon.run("run", "-d", *SMALL, "-p", "8083:80", "busybox", check=False)
     assert refused.returncode == 4 and "in use by a program" in refused.stderr
 
     # Another guest of the network comes by the host's address; this one may reach the host's own services.
-    other = f"wget -q -T 5 -O - http://{world_scene.HOST}:8081/hello"
+    other = f"wget -q -T 60 -O - http://{world_scene.HOST}:8081/hello"
     run_guest(shared_cocoon, "neighbour", other)
     assert "published" in shared_cocoon.wait_for_log("neighbour", "END")
 
     # Whoever flushes the ruleset takes ours along; the next VM brings it back, with the ports of those that run.
     subprocess.run(["nft", "flush", "ruleset"], check=True)
-    assert world_scene.fetch(*outside, url=f"http://{world_scene.HOST}:8081/hello") == ""
+    assert world_scene.fetch(*outside, url=f"http://{world_scene.HOST}:8081/hello", timeout_s=3) == ""
     run_guest(shared_cocoon, "mender", "true")
     assert world_scene.fetch(*outside, url=f"http://{world_scene.HOST}:8081/hello") == "published\n"
 
     shared_cocoon.run("vm", "rm", "--force", "web")
-    assert world_scene.fetch(*outside, url=f"http://{world_scene.HOST}:8081/hello") == ""
+    assert world_scene.fetch(*outside, url=f"http://{world_scene.HOST}:8081/hello", timeout_s=3) == ""
     rules = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
     assert "8081" not in rules and "8082" not in rules

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import time
@@ -14,6 +13,7 @@ import guest_vm
 from cocoon.errors import Timeout
 from cocoon.guest.bootconfig import GuestData
 from cocoon.guest.session import Command, join_session, start_session
+from patience import slowness
 
 pytestmark = pytest.mark.e2e
 
@@ -124,10 +124,7 @@ def test_unknown_user_ends_the_machine_with_a_reason(vm):
 
 def test_orphans_are_reaped_and_the_machine_ends_with_the_command(vm):
     script = "(sleep 0.1 & sleep 0.2 & sleep 1000 &); sleep 1; ps -o pid,stat,comm | grep -c ' Z' ; echo bye"
-    started = time.monotonic()
-    text = vm.shell(script)
-    assert "0\nbye" in text
-    assert time.monotonic() - started < guest_vm.BOOT_TIMEOUT_S
+    assert "0\nbye" in vm.shell(script)
 
 
 def test_a_command_that_will_not_stop_is_killed_after_its_grace(vm):
@@ -136,7 +133,7 @@ def test_a_command_that_will_not_stop_is_killed_after_its_grace(vm):
     channel = vm.channel()
     asked = time.monotonic()
     channel.request("shutdown", ("grace", "2"))
-    assert "no" in vm.wait_end(timeout=60)
+    assert "no" in vm.wait_end()
     assert time.monotonic() - asked >= 2
     channel.close()
 
@@ -149,7 +146,7 @@ def test_power_button_and_ctrl_alt_del_are_an_orderly_shutdown(vm, command, argu
     vm.start(vm.config("sh", "-c", "trap 'echo got TERM; exit' TERM; echo READY; while :; do sleep 0.1; done"))
     vm.wait_for("READY")
     vm.monitor(command, arguments)
-    assert "got TERM" in vm.wait_end(timeout=60)
+    assert "got TERM" in vm.wait_end()
 
 
 def test_a_shell_without_a_command(vm):
@@ -161,10 +158,8 @@ def test_a_shell_without_a_command(vm):
     vm.wait_for("sleep 100")
     assert "job control turned off" not in text and "can't access tty" not in text
     channel = vm.channel()
-    asked = time.monotonic()
-    channel.request("shutdown", ("grace", "60"))
-    vm.wait_end(timeout=60)  # an interactive shell ignores SIGTERM: it is hung up on instead of waited for
-    assert time.monotonic() - asked < 30
+    channel.request("shutdown", ("grace", "1000"))
+    vm.wait_end()  # an interactive shell ignores SIGTERM: it is hung up on instead of waited for
     channel.close()
 
 
@@ -196,16 +191,16 @@ def test_an_init_becomes_pid_1_and_the_agent_stays(vm, tmp_path):
     text = vm.wait_for("own-run")
     for piece in ("PID1 init\ntester\n", "inet 10.0.2.15/24"):
         assert piece in text
-    with vm.channel(1, timeout_s=60) as channel:
+    with vm.channel(1, timeout_s=100) as channel:
         assert channel.request("version").first("mode") == "agent"
         script = "cat /proc/1/comm; pidof cocoon-agent >/dev/null || ps; echo $PATH; id -u; pwd; "
         script += "grep VmRSS /proc/$PPID/status; cat /proc/self/oom_score_adj"
-        result = start_session(channel, Command(arguments=("sh", "-c", script))).communicate(timeout_s=60)
+        result = start_session(channel, Command(arguments=("sh", "-c", script))).communicate(timeout_s=100)
         lines = result.stdout.decode().splitlines()
         assert lines[0] == "init" and lines[-4:-2] == ["0", "/"] and lines[-1] == "0", result
         assert int(lines[-2].split()[1]) < 1024
         channel.request("shutdown", ("grace", "5"))
-    assert "shutting down" in vm.wait_end(timeout=60)
+    assert "shutting down" in vm.wait_end()
 
 
 @pytest.mark.parametrize(
@@ -257,22 +252,22 @@ def test_memory_of_pid_1(vm):
 
 
 def test_user_space_within_four_seconds_under_emulation(vm):
-    """From the exec of QEMU to the command's first line. What other tests do at the same time slows both the clock and
-    the processor: then only the processor's time is held to a limit, and to a wider one."""
+    """From the exec of QEMU to the command's first line, in processor time, and in terms of this machine's speed: what
+    other tests do at the same time slows the clock, and the processor a little. (`bench/boot.py` holds a quiet machine
+    to the clock.)"""
     seen = []
     for _ in range(5):
-        idle = os.getloadavg()[0] < 1
         vm.start(vm.config("echo", "HELLO"), watch="HELLO")
         vm.wait_end()
-        seen.append((idle, round(vm.first_output_cpu_s, 2), round(vm.first_output_s, 2)))
-        if (seen[-1][2] if idle else seen[-1][1]) < 4.0:
+        seen.append((round(vm.first_output_cpu_s, 2), round(vm.first_output_s, 2), round(slowness(), 2)))
+        if seen[-1][0] < 4.0:
             break
-    print(f"first user-space line: (idle, processor time, time passed) {seen}")
-    assert any(passed < 4.0 if idle else cpu < 6.0 for idle, cpu, passed in seen), seen
+    print(f"first user-space line: (processor time, time passed, slowness) {seen}")
+    assert any(cpu < 6.0 * slow for cpu, _, slow in seen), seen
 
 
 def test_a_guest_that_does_not_listen_yet_is_noticed(vm):
-    vm.start(vm.config("true"))
+    vm.start(vm.config("true"), extra=("-S",))
     deadline = time.monotonic() + 60
     while not (vm.directory / "channel-0").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -285,10 +280,10 @@ def test_a_main_command_on_lanes_waits_for_its_client(vm):
     script = "echo early; echo err >&2; read line; echo got $line; exit 9"
     vm.start(vm.config("sh", "-c", script, stdio="pipes"))
     vm.wait_for("early")
-    with vm.channel(1, timeout_s=60) as channel:
-        result = join_session(channel, 0).communicate(b"word\n", timeout_s=60)
+    with vm.channel(1, timeout_s=100) as channel:
+        result = join_session(channel, 0).communicate(b"word\n", timeout_s=100)
         assert (result.stdout, result.stderr, result.exit.code) == (b"early\ngot word\n", b"err\n", 9)
-    text = vm.wait_end(timeout=60)
+    text = vm.wait_end()
     for piece in ("early\n", "err\n", "got word\n"):
         assert piece in text  # the console has a copy
 
@@ -302,6 +297,6 @@ def test_a_main_command_that_is_over_before_anybody_looks(vm, arguments, code):
     while not (vm.directory / "channel-1").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(6)
-    with vm.channel(1, timeout_s=60) as channel:
-        assert join_session(channel, 0).communicate(timeout_s=60).exit.code == code
-    vm.wait_end(timeout=60)
+    with vm.channel(1, timeout_s=100) as channel:
+        assert join_session(channel, 0).communicate(timeout_s=100).exit.code == code
+    vm.wait_end()

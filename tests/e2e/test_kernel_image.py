@@ -15,7 +15,7 @@ from layer_scene import more_layers
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1800)
 def test_an_image_with_its_own_kernel_boots_it_and_shuts_down_when_asked(
     cocoon: Cocoon, registry: Registry, kernel_image: Path, tmp_path: Path
 ) -> None:
@@ -26,17 +26,17 @@ def test_an_image_with_its_own_kernel_boots_it_and_shuts_down_when_asked(
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "page").write_text("of the host\n")
     small += ("-v", f"{tmp_path}/site:/srv/www")
-    done = cocoon.run("run", "--name", "whole", *small, reference, timeout=300)
+    done = cocoon.run("run", "--name", "whole", *small, reference)
     assert f"image {reference} has 31 layers: the lowest 16 are merged, once" in done.stderr
-    log = cocoon.wait_for_log("whole", "guest: up", timeout=240)
+    log = cocoon.wait_for_log("whole", "guest: up", timeout=600)
     assert "guest: host name whole, address 10." in log
     record = cocoon.json("vm", "inspect", "whole")
     assert record["boot"]["kernel"] == ""
     assert [disk["role"] for disk in record["disks"]] == ["layer"] * OWN_KERNEL_LAYERS + ["cow", "data", "volume"]
     assert "boot=cocoon-overlay" in record["kernel_cmdline"]
     assert " cocoon.data=db:/srv/db:ext4,cocoon-volume0:/srv/www:erofs " in record["kernel_cmdline"]
-    assert cocoon.run("exec", "whole", "cat", "/srv/www/page", timeout=120).stdout == "of the host\n"
-    cocoon.run("vm", "stop", "--timeout", "90", "whole", timeout=150)
+    assert cocoon.run("exec", "whole", "cat", "/srv/www/page").stdout == "of the host\n"
+    cocoon.run("vm", "stop", "--timeout", "300", "whole")
     # Its overlay script has mounted the data disk.
     disk = record["disks"][-2]["path"]
     said = subprocess.run(["dumpe2fs", "-h", disk], check=True, capture_output=True, text=True).stdout
@@ -46,13 +46,13 @@ def test_an_image_with_its_own_kernel_boots_it_and_shuts_down_when_asked(
     assert "Power-Off" in log or "power" in log.lower()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_a_plain_debian_boots_the_engines_kernel(
     cocoon: Cocoon, registry: Registry, kernel_deb: Path, debian_image: Path
 ) -> None:
     reference = registry.push(debian_image, "debian:13")
     cocoon.run("kernel", "add", "--name", "debian", str(kernel_deb))
-    cocoon.run("run", "--name", "trixie", "--cpu", "1", "--memory", "512M", reference, timeout=200)
-    log = cocoon.wait_for_log("trixie", "guest: up", timeout=120)
+    cocoon.run("run", "--name", "trixie", "--cpu", "1", "--memory", "512M", reference)
+    log = cocoon.wait_for_log("trixie", "guest: up", timeout=600)
     assert "Debian GNU/Linux" in log
     assert "guest: host name trixie, address 10." in log

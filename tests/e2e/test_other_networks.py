@@ -40,9 +40,9 @@ def office(shared_cocoon: Cocoon, tmp_path: Path) -> Iterator[Cocoon]:
 def test_a_guest_on_a_cni_network(office: Cocoon) -> None:
     with world_scene.world() as world:
         script = f"""
-            ping -c 1 -W 5 10.99.0.1 >/dev/null && echo gateway-ok
-            wget -q -T 5 -O - http://{world_scene.WORLD}:{world_scene.PORT}/
-            echo END; cd /etc; httpd -f -p 80
+            ping -c 1 -W 60 10.99.0.1 >/dev/null && echo gateway-ok
+            wget -q -T 60 -O - http://{world_scene.WORLD}:{world_scene.PORT}/
+            httpd -p 80 -h /etc; echo END; sleep 1000
         """
         office.run(
             "run",
@@ -73,7 +73,7 @@ def test_a_guest_on_a_bridge_of_the_hosts(shared_cocoon: Cocoon) -> None:
     try:
         script = """
             ip address add 10.77.0.5/24 dev eth0; ip link set eth0 up
-            ping -c 1 -W 5 10.77.0.1 >/dev/null && echo lan-ok
+            ping -c 1 -W 60 10.77.0.1 >/dev/null && echo lan-ok
             echo END; sleep 1000
         """
         shared_cocoon.run("run", "-d", "--name", "member", *SMALL, "--bridge", "lan0", "busybox", "sh", "-c", script)

@@ -52,7 +52,7 @@ def test_run_pulls_and_boots_and_the_guest_proves_it(ready: Cocoon, registry: Re
     assert facts["address"] == f"{nic['address']}/{nic['prefix']}"
     # A closed port refuses: a packet went to the guest, and another came back.
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((nic["address"], 9), timeout=10)
+        socket.create_connection((nic["address"], 9), timeout=100)
 
 
 def test_the_command_runs_as_the_user_that_the_image_names(ready: Cocoon, busybox_image: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_taken_name_leaves_everything_as_it_was(shared_cocoon: Cocoon) -> None
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_in_the_middle_of_run_leaves_nothing(shared_cocoon: Cocoon, signal_number: int) -> None:
     before = inventory(shared_cocoon.root)
-    environment = {"COCOON_FAILPOINT": "vm.run:*-launch.before:sleep=30"}
+    environment = {"COCOON_FAILPOINT": "vm.run:*-launch.before:sleep=120"}
     process = shared_cocoon.start("run", "-d", "--name", "never", *SMALL, "busybox", env=environment)
     deadline = time.monotonic() + 60
     while inventory(shared_cocoon.root) == before and time.monotonic() < deadline:

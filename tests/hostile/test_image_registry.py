@@ -39,11 +39,17 @@ def liar():
 
 
 @pytest.fixture
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tries, one soon after the other."""
+    monkeypatch.setattr("cocoon.oci.source.Patience", lambda: Patience(tries=3, first_s=0.05))
+
+
+@pytest.fixture
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The deadlines, a hundred times shorter, and little patience."""
-    short = HTTPLimits(connect_s=2, idle_s=0.6, answer_s=1.0, slow_s=0.6, slow_bytes=10_000)
+    """Deadlines that are many times shorter, and two tries: for a registry that lets them pass."""
+    short = HTTPLimits(connect_s=20, idle_s=1.5, answer_s=2.5, slow_s=1.5, slow_bytes=10_000)
     monkeypatch.setattr("cocoon.oci.source.HTTPLimits", lambda: short)
-    monkeypatch.setattr("cocoon.oci.source.Patience", lambda: Patience(tries=3, first_s=0.05, total_s=2.5))
+    monkeypatch.setattr("cocoon.oci.source.Patience", lambda: Patience(tries=2, first_s=0.05))
 
 
 def test_an_honest_image_is_accepted(world, liar: LyingRegistry) -> None:
@@ -85,7 +91,7 @@ def test_a_body_without_a_size_that_is_too_short(world, liar: LyingRegistry) -> 
     refuse(world, liar.add("x", image), "ends after 512 of the [0-9]+ bytes")
 
 
-def test_a_body_that_breaks_off_again_and_again(world, liar: LyingRegistry, short_limits) -> None:
+def test_a_body_that_breaks_off_again_and_again(world, liar: LyingRegistry, little_patience) -> None:
     image = FakeImage([Layer(PLAIN, "none")])
 
     def break_off(handler) -> None:
@@ -142,7 +148,7 @@ def test_silence_in_the_middle(world, liar: LyingRegistry, short_limits) -> None
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(image.layers[0].data)))
         handler.end_headers()
-        time.sleep(3)
+        time.sleep(5)
 
     image.blobs[image.layers[0].digest] = fall_silent
     refuse(world, liar.add("x", image), "has sent nothing", Timeout)
@@ -350,12 +356,12 @@ def answer_with(liar: LyingRegistry, raw: bytes) -> None:
     ],
     ids=["long", "many", "negative length", "two lengths"],
 )
-def test_headers_that_go_too_far(world, liar: LyingRegistry, short_limits, headers: bytes, words: str) -> None:
+def test_headers_that_go_too_far(world, liar: LyingRegistry, little_patience, headers: bytes, words: str) -> None:
     answer_with(liar, b"HTTP/1.1 200 OK\r\n" + headers + b"\r\nzz\r\n")
     refuse(world, f"{liar.host}/r:x", words, CocoonError)
 
 
-def test_chunks_of_a_size_that_is_none(world, liar: LyingRegistry, short_limits) -> None:
+def test_chunks_of_a_size_that_is_none(world, liar: LyingRegistry, little_patience) -> None:
     answer_with(liar, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 70_000)
     refuse(world, f"{liar.host}/r:x", "broke off|HTTP", CocoonError)
 
@@ -409,7 +415,7 @@ RANGES = {
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_ranges_that_lie(world, liar: LyingRegistry, short_limits, name: str) -> None:
+def test_ranges_that_lie(world, liar: LyingRegistry, little_patience, name: str) -> None:
     headers, words = RANGES[name]
     image = FakeImage([Layer(PLAIN, "none")])
     rest = image.layers[0].data[1000:]
@@ -420,13 +426,13 @@ def test_ranges_that_lie(world, liar: LyingRegistry, short_limits, name: str) ->
 @pytest.mark.parametrize(
     ("status", "words"), [(416, "has less of a layer"), (404, "has no image"), (403, "denies access"), (200, "sends 0")]
 )
-def test_a_layer_that_goes_in_the_middle(world, liar: LyingRegistry, short_limits, status: int, words: str) -> None:
+def test_a_layer_that_goes_in_the_middle(world, liar: LyingRegistry, little_patience, status: int, words: str) -> None:
     image = FakeImage([Layer(PLAIN, "none")])
     break_after(image, 1000, lambda handler: send(handler, b"", status=status))
     refuse(world, liar.add("x", image), words, CocoonError)
 
 
-def test_other_bytes_after_the_break(world, liar: LyingRegistry, short_limits) -> None:
+def test_other_bytes_after_the_break(world, liar: LyingRegistry, little_patience) -> None:
     image = FakeImage([Layer(PLAIN, "none")])
     size = len(image.layers[0].data)
     wrong = image.layers[0].data[1000:-1000] + bytes(range(250)) * 4
@@ -435,7 +441,7 @@ def test_other_bytes_after_the_break(world, liar: LyingRegistry, short_limits) -
     refuse(world, liar.add("x", image), "damaged or replaced|after a block of zeros|wrong checksum")
 
 
-def test_a_registry_that_is_busy_for_ever(world, liar: LyingRegistry, short_limits) -> None:
+def test_a_registry_that_is_busy_for_ever(world, liar: LyingRegistry, little_patience) -> None:
     def busy(handler) -> bool:
         if handler.path == "/v2/":
             return False
@@ -449,7 +455,7 @@ def test_a_registry_that_is_busy_for_ever(world, liar: LyingRegistry, short_limi
 
 
 @pytest.mark.parametrize("when", ["99999999999999999999", "-1", "Wed, 21 Oct 2099 07:28:00 GMT", "x" * 10_000])
-def test_pauses_that_are_asked_for_in_vain(world, liar: LyingRegistry, short_limits, when: str) -> None:
+def test_pauses_that_are_asked_for_in_vain(world, liar: LyingRegistry, little_patience, when: str) -> None:
     def busy(handler) -> bool:
         if handler.path == "/v2/":
             return False
@@ -461,7 +467,7 @@ def test_pauses_that_are_asked_for_in_vain(world, liar: LyingRegistry, short_lim
 
 
 def test_credentials_stay_here_when_a_realm_or_a_resumed_layer_leads_away(
-    world, liar: LyingRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_limits
+    world, liar: LyingRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, little_patience
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"auths": {liar.host: {"auth": "bWU6c2VjcmV0"}}}))
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))

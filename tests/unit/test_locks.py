@@ -25,7 +25,7 @@ def test_one_holder_at_a_time(tmp_path):
         at = time.monotonic()
         with pytest.raises(Timeout, match="the thing is still locked"):
             lock(path, 0.2, what="the thing")
-        assert 0.15 < time.monotonic() - at < 2
+        assert time.monotonic() - at > 0.15
         held.release()
         held.release()
         assert not is_locked(path)
@@ -35,7 +35,7 @@ def test_one_holder_at_a_time(tmp_path):
 
 def test_waiting_works_outside_the_main_thread(tmp_path):
     held, got = lock(f"{tmp_path}/l", 1), []
-    thread = threading.Thread(target=lambda: got.append(lock(f"{tmp_path}/l", 5)))
+    thread = threading.Thread(target=lambda: got.append(lock(f"{tmp_path}/l", 60)))
     thread.start()
     time.sleep(0.05)
     held.release()

@@ -7,7 +7,6 @@ import io
 import os
 import resource
 import struct
-import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +27,7 @@ from cocoon.guest.vmlinux import (
 )
 from cocoon.host import block_codecs
 from cocoon.paths import vmlinux_path
+from patience import soon
 from vmlinux_examples import PACKERS, PVH_NOTE, make_bzimage, make_elf, pack
 
 MIB = 1 << 20
@@ -104,21 +104,16 @@ def test_the_limit_holds_for_all_candidates_together() -> None:
 def test_a_bomb_is_stopped(suffix: str) -> None:
     bomb = make_bzimage(pack(make_elf(12 * MIB), suffix))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.monotonic()
-    with pytest.raises(Unsupported):
+    with soon(5), pytest.raises(Unsupported):
         elf_in(bomb, limit_bytes=4 * MIB)
-    assert time.monotonic() - began < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
 
 
 def test_a_file_of_magics_takes_no_long_time() -> None:
     start = pack(make_elf(400_000, filling=os.urandom(400_000)), ".bz2")[:60_000]
-    began = time.monotonic()
-    with pytest.raises(Unsupported):
-        elf_in(start * MAX_ATTEMPTS * 2)
-    with pytest.raises(Unsupported):
-        elf_in(b"\x1f\x8b\x08\0" * 5_000_000)
-    assert time.monotonic() - began < 5
+    for content in (start * MAX_ATTEMPTS * 2, b"\x1f\x8b\x08\0" * 5_000_000):
+        with soon(5), pytest.raises(Unsupported):
+            elf_in(content)
 
 
 @settings(max_examples=150, deadline=None)
