@@ -253,8 +253,7 @@ def test_memory_of_pid_1(vm):
 
 def test_user_space_within_four_seconds_under_emulation(vm):
     """From the exec of QEMU to the command's first line, in processor time, and in terms of this machine's speed: what
-    other tests do at the same time slows the clock, and the processor a little. (`bench/boot.py` holds a quiet machine
-    to the clock.)"""
+    other tests do at the same time slows the clock, and the processor a little."""
     seen = []
     for _ in range(5):
         vm.start(vm.config("echo", "HELLO"), watch="HELLO")
