@@ -1,5 +1,4 @@
 #!/usr/bin/env python3
-# ruff: noqa: T201
 """What the engine adds to a VM: time to the guest's first output, and memory, beside the bare VMM in the same run.
 
     bench/boot.py [--rounds N] [--json]
@@ -12,8 +11,6 @@ is what the shim's two processes have to themselves (Private_* of /proc/PID/smap
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import signal
@@ -27,6 +24,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "src")]
 
+import figures  # noqa: E402
 import fixtures  # noqa: E402
 import own_netns  # noqa: E402
 
@@ -104,6 +102,7 @@ def clean_up(script: str) -> None:
 
 def measure(rounds: int) -> dict[str, float]:
     """All figures, from `rounds` of each in turn."""
+    own_netns.enter()
     engine, bare, private = [], [], []
     with tempfile.TemporaryDirectory(prefix="cocoon-bench-") as base:
         cocoon = fixtures.Cocoon(Path(base) / "cocoon")
@@ -129,20 +128,13 @@ def measure(rounds: int) -> dict[str, float]:
 
 def main() -> int:
     """Prints the figures and judges them."""
-    parser = argparse.ArgumentParser(description="boot time and memory beside the bare VMM")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    own_netns.enter()
-    figures = measure(arguments.rounds)
-    if arguments.json:
-        print(json.dumps(figures))
-    else:
-        print(f"cocoon run to first output   {figures['engine_s']:8.3f} s   (median of {arguments.rounds})")
-        print(f"vm debug, pasted             {figures['bare_s']:8.3f} s")
-        print(f"overhead                     {figures['overhead_s']:8.3f} s   at most {MOST_OVERHEAD_S} s")
-        print(f"private memory beside QEMU   {figures['private_kib']:8.0f} KiB at most {MOST_PRIVATE_KIB} KiB")
-    return int(figures["overhead_s"] > MOST_OVERHEAD_S or figures["private_kib"] > MOST_PRIVATE_KIB)
+    rows = (
+        figures.Row("engine_s", "cocoon run to first output", "s"),
+        figures.Row("bare_s", "vm debug, pasted", "s"),
+        figures.Row("overhead_s", "overhead", "s", most=MOST_OVERHEAD_S),
+        figures.Row("private_kib", "private memory beside QEMU", "KiB", 0, most=MOST_PRIVATE_KIB),
+    )
+    return figures.report("boot time and memory beside the bare VMM", measure, rows, rounds=5)
 
 
 if __name__ == "__main__":

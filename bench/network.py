@@ -1,5 +1,4 @@
 #!/usr/bin/env python3
-# ruff: noqa: T201
 """What it takes to connect a VM: the engine's plan beside the commands that it describes, typed into a shell.
 
     bench/network.py [--rounds N] [--json]
@@ -10,9 +9,7 @@ once. Everything is in a network namespace of its own. Needs root. Exit status 1
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
-import json
 import statistics
 import subprocess
 import sys
@@ -23,6 +20,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "src")]
 
+import figures  # noqa: E402
 import network_scene  # noqa: E402
 import own_netns  # noqa: E402
 from cocoon.engine.spec import make_id  # noqa: E402
@@ -68,6 +66,7 @@ def detach(world: World, vm: VMRecord) -> None:
 
 def measure(rounds: int) -> dict[str, float]:
     """The figures, in milliseconds and seconds."""
+    own_netns.enter()
     with tempfile.TemporaryDirectory(prefix="cocoon-bench-") as directory:
         world = network_scene.make_world(Path(directory))
         network = network_scene.make_network()
@@ -90,20 +89,13 @@ def measure(rounds: int) -> dict[str, float]:
 
 def main() -> int:
     """Prints the figures and judges them."""
-    parser = argparse.ArgumentParser(description="connecting VMs beside the same by hand")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    own_netns.enter()
-    figures = measure(arguments.rounds)
-    if arguments.json:
-        print(json.dumps(figures))
-    else:
-        print(f"one NIC, the engine          {figures['one_ms']:8.1f} ms   at most {MOST_ONE_MS:g} ms")
-        print(f"the same, typed into a shell {figures['by_hand_ms']:8.1f} ms")
-        print(f"ratio                        {figures['ratio']:8.2f}")
-        print(f"{MANY} VMs at once              {figures['many_s']:8.2f} s    at most {MOST_MANY_S:g} s")
-    return int(figures["one_ms"] > MOST_ONE_MS or figures["many_s"] > MOST_MANY_S)
+    rows = (
+        figures.Row("one_ms", "one NIC, the engine", "ms", 1, most=MOST_ONE_MS),
+        figures.Row("by_hand_ms", "the same, typed into a shell", "ms", 1),
+        figures.Row("ratio", "ratio"),
+        figures.Row("many_s", f"{MANY} VMs at once", "s", 2, most=MOST_MANY_S),
+    )
+    return figures.report("connecting VMs beside the same by hand", measure, rows, rounds=15)
 
 
 if __name__ == "__main__":

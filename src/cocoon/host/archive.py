@@ -123,6 +123,10 @@ class TarScanner:
                 step = min(self._padding, end - at)
                 self._padding -= step
                 at += step
+            elif not self._block and end - at >= BLOCK:
+                at += BLOCK
+                self.position = start + at
+                self._header(bytes(view[at - BLOCK : at]))
             else:
                 step = min(BLOCK - len(self._block), end - at)
                 self._block += view[at : at + step]
@@ -243,8 +247,9 @@ class TarScanner:
         return parts
 
     def _expect(self, size: int, sink: Sink | None) -> None:
-        self._sink, self._left = sink, size
-        self._padding = -size % BLOCK
+        self._sink, self._left, self._padding = sink, size, -size % BLOCK
+        if sink is None:
+            self._left, self._padding = size + self._padding, 0
 
 
 def _text(field: bytes) -> bytes:

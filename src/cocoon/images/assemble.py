@@ -22,6 +22,7 @@ from cocoon.plan.world import World
 from cocoon.units import MIB
 
 THREADS = 4  # More make the network no faster, and each has a mkfs.erofs of its own.
+LESS_URGENT = 5  # How much nicer the work on other layers is than that on the largest, which ends last.
 # A layer's blob is about as large as its compressed form, and the plain form is kept for a moment.
 SPACE_FACTOR = 3
 SPACE_MARGIN_BYTES = 64 * MIB
@@ -90,9 +91,13 @@ class Assembly:
         _check_space(work_dir, missing)
         turns = Turns(self._world.paths.parts, missing, self._cancel, self._progress.note)
         results: dict[str, Known] = {}
+        largest = max(missing, key=lambda layer: layer.size_bytes)
+        priority = os.getpriority(os.PRIO_PROCESS, 0)
 
         def take_turn(number: int) -> None:
             layer, held = turns.take()
+            if layer is not largest:  # This thread, and the threads and programs that it starts.
+                os.setpriority(os.PRIO_PROCESS, 0, priority + LESS_URGENT)
             try:
                 shared = self._find_known(work_dir, {layer.digest: layer})
                 if shared:
@@ -145,8 +150,7 @@ class Assembly:
                 self._progress.advance(layer.digest, taken)
 
         with self._source.open_layer(layer) as chunks, Stages(self._cancel) as stages:
-            arriving = stages.run(watched(chunks))
-            return convert_layer(layer, arriving, builder=builder, directory=directory, stages=stages)
+            return convert_layer(layer, watched(chunks), builder=builder, directory=directory, stages=stages)
 
     def _choose(self, image: SourceImage, scans: list[LayerScan]) -> BootFiles | None:
         choice = choose_boot_files(scans)

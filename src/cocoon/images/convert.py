@@ -101,14 +101,15 @@ def convert_layer(
 
         def look(entry: TarEntry) -> Sink | None:
             check_whiteout(entry, verifier.what)
-            if entry.size > LARGE_FILE_BYTES and builder.one_thread:
+            if entry.size > LARGE_FILE_BYTES and builder.has_threads:
                 raise LargeFile
             return boot.look(entry)
 
         tar = TarScanner(look, verifier.what)
         # A layer without an entry for the root would get one that everybody can write to; a later one overrides this.
         build.write(directory_block("./", ROOT_MODE))
-        for piece in stages.run(_unpacked(layer, chunks, verifier)):
+        arriving = stages.run(_verified(chunks, verifier))
+        for piece in stages.run(_unpacked(layer, arriving, verifier.what)):
             verifier.take_plain(piece)
             used = tar.feed(piece)
             if used:
@@ -125,11 +126,18 @@ def convert_layer(
     return ConvertedLayer(source=layer, blob=blob, scan=scan, boot_dir="" if scan.is_empty else f"{directory}/boot")
 
 
-def _unpacked(layer: SourceLayer, chunks: Iterator[bytes], verifier: Verifier) -> Iterator[bytes]:
-    """The layer's tar in pieces; at the end the compressed form has been verified."""
-    decompressor = Decompressor(verifier.what, plain_limit(layer.size_bytes))
+def _verified(chunks: Iterator[bytes], verifier: Verifier) -> Iterator[bytes]:
+    """`chunks`; at their end they have been verified."""
     for chunk in chunks:
         verifier.take(chunk)
+        yield chunk
+    verifier.finish()
+
+
+def _unpacked(layer: SourceLayer, verified: Iterator[bytes], what: str) -> Iterator[bytes]:
+    """The layer's tar in pieces."""
+    decompressor = Decompressor(what, plain_limit(layer.size_bytes))
+    for chunk in verified:
         yield from decompressor.feed(chunk)
-    verifier.finish()  # First: a layer that was cut off on its way is to be called that.
+    # Last: a layer that was cut off on its way is to be called that, which the end of `verified` does.
     yield from decompressor.finish()

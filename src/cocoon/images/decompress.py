@@ -8,8 +8,8 @@ from typing import Any
 from cocoon.errors import Corrupt, Unsupported
 from cocoon.units import KIB, MIB, render_size
 
-PIECE_BYTES = 256 * KIB  # At most so much is in memory at once, whatever the ratio.
-SLICE_BYTES = 64 * KIB
+PIECE_BYTES = 1 * MIB  # At most so much is in memory at once, whatever the ratio.
+SLICE_BYTES = 256 * KIB
 # Real layers compress 2 to 10 times; a file of zeros in one lets the whole reach more. Beyond is a bomb.
 MAX_RATIO = 200
 FREE_BYTES = 256 * MIB  # Below this the ratio does not matter.
@@ -39,7 +39,7 @@ def disk_limit(compressed_bytes: int) -> int:
 
 
 class Decompressor:
-    """`feed` gives the plain bytes in pieces of at most 256 KiB; `finish` checks that nothing is missing.
+    """`feed` gives the plain bytes in pieces of at most 1 MiB; `finish` checks that nothing is missing.
 
     `what` names the stream in errors; compression in another than one of `formats` is refused. Raises Corrupt (damaged,
     cut off, more than `limit_bytes`), Unsupported.

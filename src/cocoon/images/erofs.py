@@ -47,21 +47,27 @@ _VERSION = re.compile(rb"mkfs\.erofs \(?(?:erofs-utils\) )?v?([0-9]+)\.([0-9]+)"
 class Builder(Value):
     """A mkfs.erofs that can do it: absolute `path`, `version`, and the arguments that choose the compression.
 
-    Where it compresses in several threads, `one_thread` are the arguments that keep it from that (`in_one_thread`).
+    `has_threads`: it may compress in several, however many the host has cores for; all numbers of them make the same.
     """
 
     path: str
     version: str
     compression: tuple[str, ...]
-    one_thread: tuple[str, ...] = ()
+    has_threads: bool
     uid_base: int
 
     def in_one_thread(self) -> Builder:
         """The same, for layers with large files. What it makes is made of the same bytes, but for such files.
 
-        Several threads of 1.8 keep all that becomes of a file in memory until its end: 1 GiB of it for 1 GiB.
+        Several threads of 1.8 keep all that becomes of a file in memory until its end: 1 GiB of it for 1 GiB. Threads
+        cut a file into segments of 16 MiB first (lib/compress.c), which is all that differs. Raises CommandFailed.
         """
-        return self.replace(compression=(*self.compression, *self.one_thread), one_thread=())
+        if not self.has_threads:
+            return self
+        # A build without threads does not know the option. Asked only here, as few layers have large files.
+        known = b"--workers" in run([self.path, "--help"], timeout_s=VERSION_TIMEOUT_S)
+        one = ("--workers=0",) if known else ()
+        return self.replace(compression=(*self.compression, *one), has_threads=False)
 
 
 def find_builder(config: Config) -> Builder:
@@ -92,14 +98,9 @@ def find_builder(config: Config) -> Builder:
         path=path,
         version=".".join(map(str, version)),
         compression=COMPRESSION[config.erofs_compression],
-        one_thread=_one_thread(path) if COMPRESSION[config.erofs_compression] else (),
+        has_threads=config.erofs_compression != "none",
         uid_base=config.uid_base,
     )
-
-
-def _one_thread(path: str) -> tuple[str, ...]:
-    """The option, unless this is a build without threads, which does not know it."""
-    return ("--workers=0",) if b"--workers" in run([path, "--help"], timeout_s=VERSION_TIMEOUT_S) else ()
 
 
 def _check_compression(wanted: str, said: bytes, path: str) -> None:

@@ -1,8 +1,9 @@
 """The threads that one layer goes through: each does its part of the work a few pieces ahead of the next.
 
-    source, part file ─► size, digest, decompression ─► DiffID, boot files, mkfs.erofs
+    source, part file, size, digest ─► decompression ─► DiffID, boot files, mkfs.erofs
 
-Hashing, decompression and system calls let go of the interpreter, so that the stages run on several cores.
+Hashing, decompression and system calls let go of the interpreter, so that the stages run on several cores. Pieces are
+large, because each that is handed on wakes a thread.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from cocoon.errors import Interrupted
 from cocoon.host.threads import Task
 from cocoon.images.source import Cancel
 
-PIECES_AHEAD = 8
+PIECES_AHEAD = 4
 STOP_TIMEOUT_S = 5.0  # A thread may be in a look-up of a host name, which nothing can interrupt.
 
 
