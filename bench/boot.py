@@ -25,6 +25,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "src")]
 
 import figures  # noqa: E402
+
 import fixtures  # noqa: E402
 import own_netns  # noqa: E402
 

@@ -21,6 +21,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "src")]
 
 import figures  # noqa: E402
+
 import network_scene  # noqa: E402
 import own_netns  # noqa: E402
 from cocoon.engine.spec import make_id  # noqa: E402

@@ -4,9 +4,9 @@
     bench/pull.py [--rounds N] [--json]
 
 The registry is a real one on the loopback, the image two guests of the tests, a layer of gzip each: 135 MB. In turn:
-`cocoon image pull` into an empty root directory, its bytecode at hand as after an installation, and `skopeo copy` followed by `mkfs.erofs -zlz4hc -C16384` of its
-layers, all at once, as the original does it. Needs root and `./check` or `./quickstart` to have run once. Exit status 1
-when ours takes more than a quarter of the time.
+`cocoon image pull` into an empty root directory, with its bytecode at hand as after an installation, and `skopeo copy`
+followed by `mkfs.erofs -zlz4hc -C16384` of its layers, all at once, as the original does it. Needs root and `./check`
+or `./quickstart` to have run once. Exit status 1 when ours takes more than a quarter of the time.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "src")]
 
 import figures  # noqa: E402
+
 import fixtures  # noqa: E402
 import image_scene  # noqa: E402
 
