@@ -13,6 +13,7 @@ import pytest
 import fixtures
 import leftovers
 import own_netns
+from lab.plugin import LabPlugin
 
 SETTLE_S = 10
 
@@ -110,6 +111,7 @@ def pytest_configure(config: pytest.Config) -> None:
         own_netns.enter()
         # A shell that starts `./check &` has Ctrl-C ignored, by whatever the tests start as well.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.pluginmanager.register(LabPlugin(config), "laboratory")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

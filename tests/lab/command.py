@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import tempfile
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import fixtures
 from lab import disks, vmms
-from lab.machine import Machine, render_job
+from lab.job import render_job
+from lab.machine import Machine
 
 USAGE = """\
 run -- COMMAND...        runs COMMAND in a machine with a working KVM, in the directory of this checkout
@@ -34,18 +34,15 @@ def main() -> int:
     if obstacle := disks.find_obstacle():
         print(f"run: {obstacle}", file=sys.stderr)
         return 2
-    named = vmms.name_vmms()
+    programs = vmms.find_programs()
     if arguments[:1] == ["--"]:
         argv = arguments[1:]
     else:
         argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(arguments or LAB_TESTS)]
-    kept = {name: value for name, value in os.environ.items() if name.startswith(("COCOON_", "PYTEST_"))}
-    path = os.pathsep.join([*{str(Path(path).parent) for path in named.values()}, f"{sys.prefix}/bin", "$PATH"])
-    environment = {**kept, **named, "COCOON_TEST_IN_LAB": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="cocoon-lab-") as work:
-        checkout = disks.pack_checkout(Path(work) / "checkout", [*_cached(), *map(Path, named.values())])
-        job = f'export PATH="{path}"\n' + render_job(argv, directory=fixtures.PROJECT, environment=environment)
+        checkout = disks.pack_checkout(Path(work) / "checkout", [*_cached(), *programs.values()])
+        job = render_job(argv, programs=programs)
         machine = Machine(
             Path(work) / "machine", system=disks.ensure_system(), checkout=checkout, job=job, on_output=_print
         )

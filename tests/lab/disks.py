@@ -66,8 +66,8 @@ def mkfs_erofs() -> str:
 def pack_checkout(target: Path, extra: list[Path]) -> Path:
     """An EROFS with this checkout, the interpreter's packages and `extra`, each under its own absolute path."""
     trees = {fixtures.PROJECT, Path(sys.prefix), *extra}
-    if (fixtures.CACHE / "erofs").exists():
-        trees.add(fixtures.CACHE / "erofs")  # Where the checkout's mkfs.erofs is a link to.
+    if Path(mkfs_erofs()).is_symlink():
+        trees.add(Path(mkfs_erofs()).resolve().parent)  # The checkout's is a link to where it was built.
     words = [str(path.absolute()).lstrip("/") for path in sorted(trees) if not _is_inside(path, trees)]
     excludes = [f"--exclude={name}" for name in LEFT_OUT]
     with subprocess.Popen(["tar", "-c", "-C", "/", *excludes, "--", *words], stdout=subprocess.PIPE) as tar:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import subprocess
 import threading
 import time
@@ -67,7 +66,7 @@ class Machine:
         streams = {"console": self._take_console, "output": self._on_output, "pulse": self._take_pulse}
         readers = {**streams, "report": self._take_report}
         pipes = {name: os.pipe() for name in readers}
-        argv = [*_machine_words(system), *_disk_words(disks)]
+        argv = ["setpriv", "--pdeathsig", "KILL", "--", *_machine_words(system), *_disk_words(disks)]
         for name, (_, write_fd) in pipes.items():
             argv += ["-chardev", f"file,id={name},path=/dev/fd/{write_fd}"]
         argv += ["-serial", "chardev:console", "-device", "virtio-serial-pci"]
@@ -173,9 +172,3 @@ def _disk_words(disks: list[tuple[Path, str]]) -> list[str]:
         words += ["-drive", f"file={path},if=none,id=disk{number},format=raw,readonly={read_only},cache=unsafe"]
         words += ["-device", f"virtio-blk-pci,drive=disk{number}"]
     return words
-
-
-def render_job(argv: list[str], *, directory: Path, environment: dict[str, str]) -> str:
-    """The script that runs `argv` in `directory`."""
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
-    return "\n".join([*lines, f"cd {shlex.quote(str(directory))} || exit", f"exec {shlex.join(argv)}"]) + "\n"
