@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import own_netns
 PROJECT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("COCOON_TEST_CACHE", "/var/cache/cocoon-tests"))
 BUILD_TIMEOUT_S = 1500
+UNUSED_S = 3 * 24 * 3600
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
@@ -31,7 +33,7 @@ def clean_environment(**changes: str) -> dict[str, str]:
 def build_once(name: str, inputs: list[Path], command: list[str]) -> Path:
     """`CACHE/<name>-<hash of inputs>`, made by `command` with that path as its last argument if it is not there.
 
-    One process builds, the others wait. What older inputs made is removed.
+    One process builds, the others wait. What no checkout has asked for in three days is removed by the next build.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
@@ -41,9 +43,9 @@ def build_once(name: str, inputs: list[Path], command: list[str]) -> Path:
     with open(CACHE / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            for old in CACHE.glob(f"{name}-????????????????*"):
-                shutil.rmtree(old)
+            _remove_unused()
             partial = target.with_name(f"{target.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # Of a build that was killed.
             done = subprocess.run(
                 [*command, str(partial)],
                 stdin=subprocess.DEVNULL,
@@ -54,7 +56,15 @@ def build_once(name: str, inputs: list[Path], command: list[str]) -> Path:
             if done.returncode:
                 raise RuntimeError(f"{command} failed: {done.stderr.decode(errors='replace')[-2000:]}")
             partial.rename(target)
+        os.utime(target)
     return target
+
+
+def _remove_unused() -> None:
+    oldest = time.time() - UNUSED_S
+    for path in CACHE.iterdir():
+        if re.fullmatch(r".+-[0-9a-f]{16}(\.partial)?", path.name) and path.stat().st_mtime < oldest:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def build_recipe(name: str) -> Path:

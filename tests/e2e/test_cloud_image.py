@@ -74,6 +74,9 @@ def test_a_cloud_image_boots_and_is_set_up(engine: Cocoon, tmp_path: Path) -> No
     second = engine.run("create", *size, "--name", "second", "--ssh-key", KEY, "debian-cloud").stdout.strip()
     assert blocks_of(engine.root / "vms" / second) < 2 * 2**20
     assert len(list((engine.root / "blobs").iterdir())) == 1
+    # Stopped while it boots, long before it would notice the power button: it ends as soon as it does.
+    engine.run("vm", "start", "second")
+    stopping = engine.start("vm", "stop", "--timeout", "3000", "second")
 
     # The power button, and another start: the same machine, which does nothing a second time.
     engine.run("vm", "stop", "--timeout", "300", "whole")
@@ -83,6 +86,8 @@ def test_a_cloud_image_boots_and_is_set_up(engine: Cocoon, tmp_path: Path) -> No
     assert engine.json("vm", "inspect", "whole")["disks"] == record["disks"]
     said = ask(engine, record["id"])
     assert "status: done" in said and said.count("once") == 1
+    _, errors = stopping.communicate(timeout=BOOT_TIMEOUT_S)
+    assert stopping.returncode == 0 and "Power down" in engine.run("vm", "logs", "second").stdout, errors
     assert re.findall(rf"^{record['id']}$", said, re.MULTILINE) == [record["id"]]
     # Nobody but the guest has the password, not even as a hash: no record, and no trace of the journal.
     kept = [engine.root / "state.db", engine.root / "state.db-wal", engine.root / "vms" / record["id"] / "vm.json"]

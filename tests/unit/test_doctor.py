@@ -14,6 +14,7 @@ from cocoon.host import kvm
 from cocoon.host.facts import gather_facts
 from cocoon.model.host import FirmwareFacts, KVMFacts
 from cocoon.store.store import Store
+from store_examples import make_record, vm_id
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,21 @@ def test_a_good_store(config: Config) -> None:
     finding = by_name(diagnose(config))["store"]
     assert finding.status == OK
     assert "0 VMs" in finding.detail
+
+
+def test_vms_that_the_store_has_lost(config: Config) -> None:
+    store = Store.open(config.paths(), create=True)
+    for number in range(5):
+        os.makedirs(config.paths().vm(vm_id(number)).disk_dir)
+        with store.write() as transaction:
+            transaction.put_vm(make_record(number))
+    assert "lost VMs" not in by_name(diagnose(config))
+    with store.write() as transaction:
+        for number in range(1, 5):
+            transaction.delete_vm(vm_id(number))
+    finding = by_name(diagnose(config))["lost VMs"]
+    assert finding.status == WARN and vm_id(1) in finding.detail and "and 1 more" in finding.detail
+    assert vm_id(0) not in finding.detail and "/vm.json, cocoon gc" in finding.hint
 
 
 def test_a_damaged_store(config: Config) -> None:

@@ -22,6 +22,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 ARCHS = ("x86_64", "aarch64")
 OLDEST_MKFS_EROFS = (1, 8)
 QUESTION_TIMEOUT_S = 20.0
+SHOWN_LOST = 3
 LOW_SPACE_BYTES = 2 * GIB  # An image, its layers and a guest's writes soon need more.
 TUN_DEVICE = "/dev/net/tun"
 PROGRAMS = ("cocoon-shim", "cocoon-init")
@@ -49,7 +50,7 @@ def diagnose(config: Config) -> list[Finding]:
     findings += [_program(name) for name in PROGRAMS]
     findings += [_tun(), _packet_filter(), _cgroups(facts), _landlock(), _memory(facts)]
     directory = _existing_parent(config.root_dir)
-    findings += [_file_system(directory), _reflink(directory), _space(directory), _store(config)]
+    findings += [_file_system(directory), _reflink(directory), _space(directory), _store(config), *_lost_vms(config)]
     return findings
 
 
@@ -269,6 +270,33 @@ def _store(config: Config) -> Finding:
             name="store", status=FAIL, detail=f"damaged: {damage}", hint="restore a backup: state.db.v*.backup"
         )
     return Finding(name="store", status=OK, detail=f"{store.paths.database}, {vms} VMs")
+
+
+def _lost_vms(config: Config) -> list[Finding]:
+    """VMs whose files are here without a row, as after an old backup of the database was put in place: `gc` keeps them,
+    because a disk is worth more than its space. A store that cannot be read has its own finding."""
+    from cocoon.engine.gc import find_garbage
+    from cocoon.plan.world import World
+    from cocoon.store.store import Store
+
+    try:
+        store = Store.open(config.paths(), create=False)
+        kept = find_garbage(World(store=store, config=config)).kept
+    except CocoonError:
+        return []
+    lost = sorted({item.name for item, _ in kept if item.kind == "vm"})
+    if not lost:
+        return []
+    more = f" and {len(lost) - SHOWN_LOST} more" if len(lost) > SHOWN_LOST else ""
+    return [
+        Finding(
+            name="lost VMs",
+            status=WARN,
+            detail=f"the store does not know {', '.join(lost[:SHOWN_LOST])}{more}, whose files are kept",
+            hint=f"bring back the state.db that knows them; or give them up: stop what runs, "
+            f"rm {config.paths().vm('ID').mirror}, cocoon gc",
+        )
+    ]
 
 
 def _check_pages(database: str) -> str:

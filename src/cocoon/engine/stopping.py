@@ -24,6 +24,8 @@ TRY_TIMEOUT_S = 0.5
 # What is sent to a guest that still boots lies in the VMM until it listens: one long request meets it at once. It ends
 # with the VM, and is begun anew now and then for whatever made it fail.
 ASK_AGAIN_S = 10.0
+# A guest that still boots loses the press. One that is about to shut down has nobody left who listens to the next.
+PRESS_AGAIN_S = 5.0
 ASK_PAUSE_S = 0.5
 
 
@@ -31,9 +33,10 @@ class AskGuest(Step):
     """Asks the guest to shut itself down, and waits for the VM's end: at most `timeout_s` seconds for both.
 
     It is asked over the control channel; where nobody listens at once (an image without the agent, or a guest that
-    still boots and would lose the press) the power button is pressed once, and the channel asked on until somebody
-    does listen. `surely`: our own initramfs serves the channel; an image with a kernel of its own may have the agent. A
-    guest that does neither is no failure: what follows in the plan ends it anyway.
+    still boots) the power button is pressed, and the channel asked on until somebody does listen. `surely`: our own
+    initramfs serves the channel. Else it is an image with a kernel of its own, which may have the agent or not: there
+    the button is pressed now and then, until the guest is far enough to notice. A guest that does neither is no
+    failure: what follows in the plan ends it anyway.
     """
 
     step: ClassVar[str] = "ask-guest"
@@ -54,11 +57,13 @@ class AskGuest(Step):
 
     def apply(self, world: World) -> Value | None:
         deadline = time.monotonic() + self.timeout_s
+        patience_s = ASK_AGAIN_S if self.surely else PRESS_AGAIN_S
         if not self._ask(world, min(ASK_TIMEOUT_S if self.surely else TRY_TIMEOUT_S, self.timeout_s)):
-            self._press_power_button(world)
-            while (left := deadline - time.monotonic()) > 0 and not self._ask(world, min(left, ASK_AGAIN_S)):
+            takes_presses = self._press_power_button(world)
+            while (left := deadline - time.monotonic()) > 0 and not self._ask(world, min(left, patience_s)):
                 if process.wait_gone(self.processes.supervisor, min(left, ASK_PAUSE_S)):
                     return None
+                takes_presses = takes_presses and not self.surely and self._press_power_button(world)
         process.wait_gone(self.processes.supervisor, max(0.0, deadline - time.monotonic()))
         return None
 
@@ -77,19 +82,22 @@ class AskGuest(Step):
             return False
         return True
 
-    def _press_power_button(self, world: World) -> None:
+    def _press_power_button(self, world: World) -> bool:
+        """Whether the VMM has taken it; why not is reported."""
         from cocoon.hypervisors import discovery
 
         with world.store.read() as reader:
             vm = reader.vm(self.vm_id)
         if vm is None:
-            return
+            return False
         for step in discovery.load(self.hypervisor).plan_shutdown(vm):
             try:
                 step.apply(world)
             except CocoonError as error:
                 if not process.wait_gone(self.processes.supervisor, 0):
                     world.report(f"the VMM does not take the request to shut down: {error.message}")
+                return False
+        return True
 
 
 class EndVMM(Step):
