@@ -31,25 +31,36 @@ static void set_once(char **field, const char *key, char *value)
 	*field = value;
 }
 
-/* nic=<mac>,<address>/<prefix>,<gateway>,<mtu>; address and gateway may be empty ("aa:..:ff,,,1500"). */
+static bool parse_fixed(char **rest, long bits, struct fixed_address *fixed)
+{
+	long prefix = 0;
+
+	fixed->address = strsep(rest, ",");
+	fixed->gateway = strsep(rest, ",");
+	if (!fixed->gateway)
+		return false;
+	char *slash = strchr(fixed->address, '/');
+	if (slash)
+		*slash++ = '\0';
+	if (*fixed->address && (!slash || !parse_number(slash, 0, bits, &prefix)))
+		return false;
+	fixed->prefix = (int)prefix;
+	return true;
+}
+
+/* nic=<mac>,<mtu>,<address>/<prefix>,<gateway>,<IPv6 address>/<prefix>,<gateway>; the last four may be empty
+ * ("aa:..:ff,1500,,,,"). */
 bool parse_nic(char *text, struct nic *nic)
 {
-	long prefix = 0, mtu = 0;
+	long mtu = 0;
 	char *rest = text;
 
 	nic->mac = strsep(&rest, ",");
-	nic->address = strsep(&rest, ",");
-	nic->gateway = strsep(&rest, ",");
-	if (!rest || !parse_number(rest, 68, 65535, &mtu))
+	char *number = strsep(&rest, ",");
+	if (!number || !parse_number(number, 68, 65535, &mtu))
 		return false;
-	char *slash = strchr(nic->address, '/');
-	if (slash)
-		*slash++ = '\0';
-	if (*nic->address && (!slash || !parse_number(slash, 0, 32, &prefix)))
-		return false;
-	nic->prefix = (int)prefix;
 	nic->mtu = (int)mtu;
-	return true;
+	return parse_fixed(&rest, 32, &nic->ipv4) && parse_fixed(&rest, 128, &nic->ipv6) && !rest;
 }
 
 static void add_nic(char *text, struct config *config)

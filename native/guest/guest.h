@@ -13,9 +13,14 @@
 #define MAX_DATA 64
 
 /* What the boot configuration says; all strings point into one buffer that lives as long as the machine. */
+struct fixed_address {
+	char *address, *gateway; /* "" for none */
+	int prefix;
+};
 struct nic {
-	char *mac, *address, *gateway;
-	int prefix, mtu;
+	char *mac;
+	struct fixed_address ipv4, ipv6; /* without either: by DHCP */
+	int mtu;
 };
 struct data_disk {
 	char *name, *type, *place;
@@ -63,7 +68,6 @@ void switch_root(void);
 void mount_interfaces(bool for_init);
 void seal_root(void);
 void start_network(const struct config *config);
-bool change_nic(const struct nic *nic, char *new_mac, const char **step);
 void write_identity(const struct config *config);
 
 /* data.c */

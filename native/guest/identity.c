@@ -3,6 +3,7 @@
  * WHY"; the status is 1 when something failed. */
 #define _GNU_SOURCE
 #include "agent.h"
+#include "network.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -99,10 +100,25 @@ static bool ends_word(char letter)
 	return letter == '\0' || strchr(" \t\r\n#", letter) != NULL;
 }
 
-/* One line of /etc/hosts with `old` for `new`, and `address` in front when that is not NULL. */
-static bool print_renamed(FILE *file, const char *line, const char *old, const char *new, const char *address)
+/* The machine's own addresses; "" for none. */
+struct own_addresses {
+	char ipv4[64], ipv6[64];
+};
+
+/* What is to stand in front of the machine's name in place of the address that `line` begins with; NULL: nothing. */
+static const char *new_address(const char *line, size_t head, const struct own_addresses *own)
+{
+	if (strncmp(line, "127.", 4) == 0 || line[0] == ':' || (!*own->ipv4 && !*own->ipv6))
+		return "";
+	const char *address = memchr(line, ':', head) ? own->ipv6 : own->ipv4;
+	return *address ? address : NULL;
+}
+
+/* One line of /etc/hosts with `old` for `new`, and with the machine's new address. */
+static bool print_renamed(FILE *file, const char *line, const char *old, const char *new, const struct own_addresses *own)
 {
 	size_t length = strlen(old), head = strcspn(line, " \t");
+	const char *address = new_address(line, head, own);
 	const char *found = *old && line[0] != '#' ? line + head : "";
 
 	while ((found = strstr(found, old)) && (!ends_word(found[-1]) || !ends_word(found[length])))
@@ -111,14 +127,16 @@ static bool print_renamed(FILE *file, const char *line, const char *old, const c
 		fprintf(file, "%s\n", line);
 		return false;
 	}
-	if (address && *address && strncmp(line, "127.", 4) != 0 && line[0] != ':')
+	if (!address)
+		return false; /* It had one of that kind, and has none any more. */
+	if (*address)
 		fprintf(file, "%s%.*s%s%s\n", address, (int)(found - line - (long)head), line + head, new, found + length);
 	else
 		fprintf(file, "%.*s%s%s\n", (int)(found - line), line, new, found + length);
 	return true;
 }
 
-static bool rewrite_hosts(const char *old, const char *new, const char *address)
+static bool rewrite_hosts(const char *old, const char *new, const struct own_addresses *own)
 {
 	static char text[MAX_HOSTS];
 	char *result = NULL, *rest = text;
@@ -132,16 +150,16 @@ static bool rewrite_hosts(const char *old, const char *new, const char *address)
 		return false;
 	for (char *line; (line = strsep(&rest, "\n"));)
 		if (*line || rest)
-			named = print_renamed(file, line, old, new, address) || named;
+			named = print_renamed(file, line, old, new, own) || named;
 	if (!named)
-		fprintf(file, "%s\t%s\n", address && *address ? address : "127.0.1.1", new);
+		fprintf(file, "%s\t%s\n", *own->ipv4 ? own->ipv4 : *own->ipv6 ? own->ipv6 : "127.0.1.1", new);
 	fclose(file);
 	bool written = write_file("/etc/hosts", result, 0644) == 0;
 	free(result);
 	return written;
 }
 
-static void set_hostname(const char *name, const char *address)
+static void set_hostname(const char *name, const struct own_addresses *own)
 {
 	char old[256] = "", line[80];
 
@@ -152,8 +170,8 @@ static void set_hostname(const char *name, const char *address)
 	}
 	snprintf(line, sizeof line, "%s\n", name);
 	bool done = sethostname(name, strlen(name)) == 0 && write_file("/etc/hostname", line, 0644) == 0 &&
-	            rewrite_hosts(old, name, address);
-	tell("hostname", !done ? FAILED : strcmp(old, name) == 0 && !address ? UNCHANGED : DONE, strerror(errno));
+	            rewrite_hosts(old, name, own);
+	tell("hostname", !done ? FAILED : strcmp(old, name) == 0 && !*own->ipv4 && !*own->ipv6 ? UNCHANGED : DONE, strerror(errno));
 }
 
 static void set_machine_id(const char *text)
@@ -185,8 +203,9 @@ static void set_machine_id(const char *text)
 
 /* ---- network ---- */
 
-/* MAC,ADDRESS/PREFIX,GATEWAY,MTU[,NEW MAC] */
-static void set_nic(const char *text)
+/* MAC,MTU,ADDRESS/PREFIX,GATEWAY,ADDRESS6/PREFIX,GATEWAY6[,NEW MAC] */
+/* False unless the interface is to ask by DHCP, as `asks`. */
+static bool set_nic(const char *text, int number, struct dhcp_interface *asks)
 {
 	char copy[256], why[160], *new_mac = NULL;
 	const char *step;
@@ -195,18 +214,47 @@ static void set_nic(const char *text)
 
 	snprintf(copy, sizeof copy, "%s", text);
 	for (char *letter = copy; *letter; letter++)
-		if (*letter == ',' && ++commas == 4) {
+		if (*letter == ',' && ++commas == 6) {
 			*letter = '\0';
 			new_mac = letter + 1;
 			break;
 		}
 	if (!parse_nic(copy, &nic)) {
-		tell("nic", FAILED, "it is MAC,ADDRESS/PREFIX,GATEWAY,MTU");
-		return;
+		tell("nic", FAILED, "it is MAC,MTU,ADDRESS/PREFIX,GATEWAY,ADDRESS6/PREFIX,GATEWAY6");
+		return false;
 	}
-	bool done = change_nic(&nic, new_mac, &step);
+	bool done = change_nic(&nic, new_mac, number, asks, &step);
 	snprintf(why, sizeof why, "%s %.40s: %s", step, nic.mac, strerror(errno));
 	tell("nic", done ? DONE : FAILED, why);
+	return done && !has_address(&nic);
+}
+
+/* What the DHCP client is told of the machine. */
+static void ask_by_dhcp(const struct dhcp_interface *asks, size_t count, const struct request *request)
+{
+	static char hostname[256];
+	static struct config config = {.hostname = hostname};
+
+	fflush(stdout);
+	gethostname(hostname, sizeof hostname - 1);
+	for (const char *server = NULL; config.dns_count < MAX_DNS && (server = next_record(request, "dns", server));)
+		config.dns[config.dns_count++] = (char *)server;
+	start_dhcp(asks, count, &config, false);
+}
+
+/* The interfaces are all that the machine has: one that is not named has nobody who asks for it any more. */
+static void set_nics(const struct request *request)
+{
+	static struct dhcp_interface asks[MAX_NICS];
+	size_t count = 0;
+	int number = 0;
+	/* An init of the image's own has a client of its own, unless it had ours. */
+	bool ours = find_record(request, "nic") && (stop_dhcp() || host_program.config);
+
+	for (const char *nic = NULL; number < MAX_NICS && (nic = next_record(request, "nic", nic));)
+		count += set_nic(nic, number++, &asks[count]);
+	if (count && ours)
+		ask_by_dhcp(asks, count, request);
 }
 
 static void set_servers(const struct request *request)
@@ -270,24 +318,37 @@ static void make_host_keys(const char *text)
 	tell("host-keys", done ? DONE : FAILED, "ssh-keygen -A failed");
 }
 
+/* The addresses of the first interface are those that the machine's own name is to have. */
+static struct own_addresses find_own_addresses(const struct request *request)
+{
+	struct own_addresses own = {.ipv4 = ""};
+	const char *text = find_record(request, "nic");
+
+	for (int field = 0; text && field < 5; field++) {
+		text = strchr(text, ',');
+		text = text ? text + 1 : NULL;
+		if (text && field == 1)
+			snprintf(own.ipv4, sizeof own.ipv4, "%.*s", (int)strcspn(text, "/,"), text);
+		if (text && field == 3)
+			snprintf(own.ipv6, sizeof own.ipv6, "%.*s", (int)strcspn(text, "/,"), text);
+	}
+	return own;
+}
+
 int identity_task(const struct request *request)
 {
-	const char *text, *first = find_record(request, "nic");
-	char address[64] = "";
+	const struct own_addresses own = find_own_addresses(request);
+	const char *text;
 
-	/* The address that the machine's own name is to have. */
-	if (first && (text = strchr(first, ',')))
-		snprintf(address, sizeof address, "%.*s", (int)strcspn(text + 1, "/,"), text + 1);
 	if ((text = find_record(request, "entropy")))
 		add_entropy(text);
 	if ((text = find_record(request, "clock")))
 		set_clock(text);
 	if ((text = find_record(request, "hostname")))
-		set_hostname(text, *address ? address : NULL);
+		set_hostname(text, &own);
 	if ((text = find_record(request, "machine-id")))
 		set_machine_id(text);
-	for (const char *nic = NULL; (nic = next_record(request, "nic", nic));)
-		set_nic(nic);
+	set_nics(request);
 	if (find_record(request, "dns"))
 		set_servers(request);
 	if ((text = find_record(request, "host-keys")))

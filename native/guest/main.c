@@ -139,8 +139,8 @@ int main(int count, char **words)
 	switch_root();
 	mount_data(&config);
 	mount_interfaces(config.is_init);
-	start_network(&config);
 	write_identity(&config);
+	start_network(&config);
 	if (config.is_init)
 		become_init(&config);
 	supervise(&config);

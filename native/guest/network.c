@@ -1,41 +1,14 @@
-/* Static IPv4 addresses on interfaces found by MAC, and the names that go with them. */
+/* Fixed addresses on interfaces found by MAC, and the names that go with them. */
 #define _GNU_SOURCE
-#include "guest.h"
+#include "network.h"
 
-#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
-#include <net/if.h>
-#include <net/route.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static bool parse_address(const char *text, struct sockaddr *place)
-{
-	struct sockaddr_in address = {.sin_family = AF_INET};
-
-	if (inet_pton(AF_INET, text, &address.sin_addr) != 1)
-		return false;
-	memcpy(place, &address, sizeof address);
-	return true;
-}
-
-static in_addr_t netmask(int prefix)
-{
-	return prefix ? htonl(0xffffffffu << (32 - prefix)) : 0;
-}
-
-static void set_mask(struct sockaddr *place, int prefix)
-{
-	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = netmask(prefix)};
-
-	memcpy(place, &address, sizeof address);
-}
 
 static bool find_interface(const char *mac, char *name)
 {
@@ -57,141 +30,131 @@ static bool find_interface(const char *mac, char *name)
 	return found;
 }
 
-static bool bring_up(int fd, const char *name)
+static bool parse_mac(const char *text, unsigned char *mac)
 {
-	struct ifreq request = {0};
-
-	strcpy(request.ifr_name, name);
-	if (ioctl(fd, SIOCGIFFLAGS, &request) < 0)
-		return false;
-	request.ifr_flags |= IFF_UP;
-	return ioctl(fd, SIOCSIFFLAGS, &request) == 0;
+	errno = EINVAL;
+	return sscanf(text, "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx", &mac[0], &mac[1], &mac[2], &mac[3], &mac[4], &mac[5]) == 6;
 }
 
-static bool add_route(int fd, const struct rtentry *route)
+/* What the engine gave is all there is: no address or route from whoever announces some, and nobody is asked whether the
+ * interface's own link-local address is taken. A kernel without IPv6 has no such switches. */
+static void listen_to_nobody(const char *name)
 {
-	return ioctl(fd, SIOCADDRT, route) == 0 || errno == EEXIST;
-}
+	static const char *const switches[] = {"accept_ra", "accept_dad"};
+	char path[96];
 
-/* The default route. A gateway outside the interface's own subnet (a /32, as some clouds do) needs a route itself. */
-static bool set_gateway(int fd, const struct nic *nic, char *name)
-{
-	struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY, .rt_dev = name};
-	struct rtentry link = {.rt_flags = RTF_UP | RTF_HOST, .rt_dev = name};
-
-	if (!parse_address(nic->gateway, &route.rt_gateway))
-		return false;
-	set_mask(&route.rt_dst, 0);
-	set_mask(&route.rt_genmask, 0);
-	if ((inet_addr(nic->address) ^ inet_addr(nic->gateway)) & netmask(nic->prefix)) {
-		link.rt_dst = route.rt_gateway;
-		set_mask(&link.rt_genmask, 32);
-		if (!add_route(fd, &link))
-			return false;
+	for (size_t i = 0; i < sizeof switches / sizeof *switches; i++) {
+		snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%s/%s", name, switches[i]);
+		if (access(path, F_OK) == 0)
+			write_file(path, "0", 0);
 	}
-	return add_route(fd, &route);
 }
 
-static bool set_address(int fd, const struct nic *nic, const char *name)
+static bool set_fixed(int netlink, int index, const struct fixed_address *fixed, int metric)
 {
-	struct ifreq request = {0};
+	struct address address = {.prefix = fixed->prefix};
+	struct route route = {.metric = metric};
 
-	strcpy(request.ifr_name, name);
-	if (!parse_address(nic->address, &request.ifr_addr) || ioctl(fd, SIOCSIFADDR, &request) < 0)
+	if (!*fixed->address)
+		return true;
+	if (!parse_ip(fixed->address, &address.ip) || !add_address(netlink, index, &address))
 		return false;
-	set_mask(&request.ifr_netmask, nic->prefix);
-	return ioctl(fd, SIOCSIFNETMASK, &request) == 0;
+	if (!*fixed->gateway)
+		return true;
+	if (!parse_ip(fixed->gateway, &route.via))
+		return false;
+	route.on_link = !share_subnet(&address.ip, &route.via, address.prefix); /* a /32, as some clouds do */
+	return add_route(netlink, index, &route);
 }
 
-static bool set_mac(int fd, const char *name, const char *mac)
+/* Without one it asks by DHCP, and its kernel takes what routers announce. */
+bool has_address(const struct nic *nic)
 {
-	struct ifreq request = {.ifr_hwaddr.sa_family = 1 /* ARPHRD_ETHER */};
-	unsigned bytes[6];
-
-	if (sscanf(mac, "%2x:%2x:%2x:%2x:%2x:%2x", &bytes[0], &bytes[1], &bytes[2], &bytes[3], &bytes[4], &bytes[5]) != 6) {
-		errno = EINVAL;
-		return false;
-	}
-	strcpy(request.ifr_name, name);
-	for (size_t i = 0; i < 6; i++)
-		request.ifr_hwaddr.sa_data[i] = (char)bytes[i];
-	return ioctl(fd, SIOCSIFHWADDR, &request) == 0;
+	return *nic->ipv4.address || *nic->ipv6.address;
 }
 
-static bool set_up(int fd, const struct nic *nic, const char **step)
+/* Interface number `number` of the machine: the lower, the rather its gateway is everything's. */
+static bool set_up(int netlink, const struct nic *nic, const char *name, int number, const char **step)
 {
-	struct ifreq request = {.ifr_mtu = nic->mtu};
-	char name[IFNAMSIZ];
+	int index = (int)if_nametoindex(name);
 
-	*step = "no network interface has the address";
-	errno = ENODEV;
-	if (!find_interface(nic->mac, name))
-		return false;
-	strcpy(request.ifr_name, name);
+	if (has_address(nic))
+		listen_to_nobody(name);
 	*step = "cannot set the MTU of";
-	if (ioctl(fd, SIOCSIFMTU, &request) < 0)
-		return false;
-	*step = "cannot give an address to";
-	if (*nic->address && !set_address(fd, nic, name))
+	if (!set_link(netlink, index, false, nic->mtu, NULL))
 		return false;
 	*step = "cannot bring up";
-	if (!bring_up(fd, name))
+	if (!set_link(netlink, index, true, 0, NULL))
 		return false;
-	*step = "cannot route through the gateway of";
-	return !*nic->address || !*nic->gateway || set_gateway(fd, nic, name);
+	*step = "cannot give its address and gateway to";
+	if (!set_fixed(netlink, index, &nic->ipv4, STATIC_METRIC + number))
+		return false;
+	*step = "cannot give its IPv6 address and gateway to";
+	return set_fixed(netlink, index, &nic->ipv6, STATIC_METRIC + number);
 }
 
-/* A machine without network is still worth having (its console works), so trouble here is told and not fatal. */
-static void start_nic(int fd, const struct nic *nic)
+static bool find_nic(const char *mac, char *name, const char **step)
 {
-	const char *step;
-
-	if (!set_up(fd, nic, &step))
-		complain("%s %s: %s", step, nic->mac, strerror(errno));
-}
-
-/* Gives the interface another address; what it had goes, with its routes. `new_mac` is NULL to keep its own. */
-bool change_nic(const struct nic *nic, char *new_mac, const char **step)
-{
-	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	struct nic wanted = *nic;
-	struct ifreq request = {0};
-	bool done = false;
-
 	*step = "no network interface has the address";
-	if (new_mac && find_interface(new_mac, request.ifr_name))
-		wanted.mac = new_mac;
-	if (fd >= 0 && find_interface(wanted.mac, request.ifr_name)) {
+	errno = ENODEV;
+	return find_interface(mac, name);
+}
+
+/* Gives the interface other addresses; what it had goes, with its routes. `new_mac` is NULL to keep its own. A client of
+ * the image's own that asks by DHCP sees the link go and come, and asks again. */
+bool change_nic(const struct nic *nic, char *new_mac, int number, struct dhcp_interface *asks, const char **step)
+{
+	unsigned char mac[MAC_SIZE];
+	char *name = asks->name;
+	int netlink = open_netlink(0);
+
+	*step = "cannot ask the kernel about";
+	*asks = (struct dhcp_interface){.number = number, .mtu = nic->mtu};
+	bool has_it = new_mac && find_interface(new_mac, name);
+	bool done = netlink >= 0 && (has_it || find_nic(nic->mac, name, step));
+	if (done) {
+		int index = (int)if_nametoindex(name);
 		*step = "cannot take down";
-		done = ioctl(fd, SIOCGIFFLAGS, &request) == 0;
-		request.ifr_flags &= (short)~IFF_UP;
-		done = done && ioctl(fd, SIOCSIFFLAGS, &request) == 0;
-		if (done && new_mac && wanted.mac != new_mac) {
+		done = set_link(netlink, index, false, 0, NULL) && flush_addresses(netlink, index);
+		if (done && new_mac && !has_it) {
 			*step = "cannot change the MAC of";
-			done = set_mac(fd, request.ifr_name, new_mac);
-			wanted.mac = done ? new_mac : wanted.mac;
+			done = parse_mac(new_mac, mac) && set_link(netlink, index, false, 0, mac);
 		}
-		done = done && set_up(fd, &wanted, step);
+		done = done && set_up(netlink, nic, name, number, step);
 	}
 	int error = errno;
-	if (fd >= 0)
-		close(fd);
+	if (netlink >= 0)
+		close(netlink);
 	errno = error;
 	return done;
 }
 
+/* A machine without network is still worth having (its console works), so trouble here is told and not fatal. */
 void start_network(const struct config *config)
 {
-	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	static struct dhcp_interface by_dhcp[MAX_NICS];
+	int netlink = open_netlink(0);
+	size_t count = 0;
 
-	if (fd < 0) {
-		complain("this kernel has no IPv4: %s", strerror(errno));
+	if (netlink < 0) {
+		complain("this kernel has no network: %s", strerror(errno));
 		return;
 	}
-	bring_up(fd, "lo");
-	for (size_t i = 0; i < config->nic_count; i++)
-		start_nic(fd, &config->nics[i]);
-	close(fd);
+	set_link(netlink, (int)if_nametoindex("lo"), true, 0, NULL);
+	for (size_t i = 0; i < config->nic_count; i++) {
+		const struct nic *nic = &config->nics[i];
+		struct dhcp_interface *asks = &by_dhcp[count];
+		const char *step;
+		bool is_found = find_nic(nic->mac, asks->name, &step);
+		if (!is_found || !set_up(netlink, nic, asks->name, (int)i, &step))
+			complain("%s %s: %s", step, nic->mac, strerror(errno));
+		asks->number = (int)i;
+		asks->mtu = nic->mtu;
+		count += is_found && !has_address(nic);
+	}
+	close(netlink);
+	if (count)
+		start_dhcp(by_dhcp, count, config, true);
 }
 
 static void write_hosts(const struct config *config)
@@ -204,22 +167,41 @@ static void write_hosts(const struct config *config)
 				       "ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n");
 	bool named = false;
 
-	for (size_t i = 0; i < config->nic_count; i++)
-		if (*config->nics[i].address) {
-			used += (size_t)snprintf(text + used, sizeof text - used, "%s\t%s\n", config->nics[i].address, config->hostname);
-			named = true;
-		}
+	for (size_t i = 0; i < config->nic_count; i++) {
+		const char *const addresses[] = {config->nics[i].ipv4.address, config->nics[i].ipv6.address};
+		for (size_t j = 0; j < 2; j++)
+			if (*addresses[j] && used < sizeof text - 200) {
+				used += (size_t)snprintf(text + used, sizeof text - used, "%.64s\t%.64s\n", addresses[j], config->hostname);
+				named = true;
+			}
+	}
 	if (!named)
 		snprintf(text + used, sizeof text - used, "127.0.1.1\t%s\n", config->hostname);
 	if (write_file("/etc/hosts", text, 0644) < 0)
 		complain("cannot write /etc/hosts: %s", strerror(errno));
 }
 
+/* /etc/resolv.conf, unless we have written just that before: in between it is others' to change. `domain` may be "". */
+void write_resolver(char *const *servers, size_t count, const char *domain)
+{
+	static char text[2048], before[2048];
+	size_t used = 0;
+
+	if (*domain)
+		used = (size_t)snprintf(text, sizeof text, "search %.255s\n", domain);
+	for (size_t i = 0; i < count && used < sizeof text - 100; i++)
+		used += (size_t)snprintf(text + used, sizeof text - used, "nameserver %.64s\n", servers[i]);
+	if (!used || strcmp(before, text) == 0)
+		return;
+	strcpy(before, text);
+	if (write_file("/etc/resolv.conf", text, 0644) < 0)
+		complain("cannot write /etc/resolv.conf: %s", strerror(errno));
+}
+
 /* Hostname, /etc/hosts and /etc/resolv.conf, written into the overlay at every boot as Docker does. */
 void write_identity(const struct config *config)
 {
-	static char text[2048];
-	size_t used = 0;
+	static char text[300];
 
 	if (sethostname(config->hostname, strlen(config->hostname)) < 0)
 		complain("cannot set the hostname %s: %s", config->hostname, strerror(errno));
@@ -228,8 +210,5 @@ void write_identity(const struct config *config)
 	if (write_file("/etc/hostname", text, 0644) < 0)
 		complain("cannot write /etc/hostname: %s", strerror(errno));
 	write_hosts(config);
-	for (size_t i = 0; i < config->dns_count; i++)
-		used += (size_t)snprintf(text + used, sizeof text - used, "nameserver %.64s\n", config->dns[i]);
-	if (used && write_file("/etc/resolv.conf", text, 0644) < 0)
-		complain("cannot write /etc/resolv.conf: %s", strerror(errno));
+	write_resolver(config->dns, config->dns_count, "");
 }

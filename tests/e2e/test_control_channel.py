@@ -156,7 +156,10 @@ def test_a_machine_that_stands_still_for_a_while(machine):
 
 def test_identity(machine):
     with machine.channel(1, timeout_s=PATIENCE_S) as channel:
-        nic = GuestNIC(mac=guest_vm.MAC, address="10.0.2.77", prefix=24, gateway="10.0.2.2", mtu=1400)
+        nic = GuestNIC(
+            mac=guest_vm.MAC, address="10.0.2.77", prefix=24, gateway="10.0.2.2", mtu=1400,
+            address6="fd12::77", prefix6=64, gateway6="fd12::1",
+        )  # fmt: skip
         identity = Identity(
             hostname="somebody.else",
             machine_id="new",
@@ -172,18 +175,32 @@ def test_identity(machine):
             ("entropy", "done"), ("clock", "done"), ("hostname", "done"), ("machine-id", "done"), ("nic", "done"),
             ("dns", "done"), ("host-keys", "unchanged"),
         )  # fmt: skip
-        script = "hostname; cat /etc/hostname /etc/machine-id; ip -4 addr show eth0; ip link show eth0; ip route; "
+        script = "hostname; cat /etc/hostname /etc/machine-id; ip addr show eth0; ip route; ip -6 route; "
         text = run(channel, script + "cat /etc/hosts /etc/resolv.conf; date +%s").stdout.decode()
         name, written, machine_id, *rest = text.splitlines()
         assert name == written == "somebody.else" and re.fullmatch("[0-9a-f]{32}", machine_id)
         assert machine_id not in before.decode()
-        for piece in ("inet 10.0.2.77/24", "mtu 1400", "52:54:00:12:34:99", "default via 10.0.2.2 dev eth0",
-                      "10.0.2.77\tsomebody.else", "nameserver 10.0.2.4\nnameserver 10.0.2.5"):  # fmt: skip
+        for piece in (
+            "inet 10.0.2.77/24", "mtu 1400", "52:54:00:12:34:99", "default via 10.0.2.2 dev eth0", "inet6 fd12::77/64",
+            "default via fd12::1 dev eth0", "10.0.2.77\tsomebody.else", "nameserver 10.0.2.4\nnameserver 10.0.2.5",
+        ):  # fmt: skip
             assert piece in text, text
         assert "10.0.2.15" not in text and "tester" not in text and 2_000_000_000 <= int(rest[-1]) < 2_000_001_000
         failures = dict(apply_identity(channel, Identity(hostname="no name", machine_id="x", entropy=b"short")))
         assert all(outcome.startswith("failed: ") for outcome in failures.values()) and len(failures) == 3
         assert dict(apply_identity(channel, Identity(hostname="somebody.else"))) == {"hostname": "unchanged"}
+
+        # On to a network that gives addresses itself, and back: who asks there goes with it.
+        asking = nic.replace(mac="52:54:00:12:34:99", address="", gateway="", address6="", gateway6="")
+        assert dict(apply_identity(channel, Identity(nics=(asking,)))) == {"nic": "done"}
+        script = "until ip -4 -o addr show eth0 | grep 10.0.2; do sleep 0.1; done; pidof cocoon-dhcp; ip -6 addr"
+        text = run(channel, script).stdout.decode()
+        assert "inet 10.0.2." in text and "10.0.2.77" not in text and "fd12::77" not in text
+        fixed = nic.replace(mac="52:54:00:12:34:99")
+        assert dict(apply_identity(channel, Identity(nics=(fixed,)))) == {"nic": "done"}
+        text = run(channel, "ip -4 -o addr show eth0").stdout.decode()
+        assert text.count("inet ") == 1 and "inet 10.0.2.77/24" in text
+        assert run(channel, "pidof cocoon-dhcp").stdout == b""
 
 
 def test_many_mebibytes_each_way(machine):

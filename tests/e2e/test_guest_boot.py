@@ -11,7 +11,7 @@ import pytest
 
 import guest_vm
 from cocoon.errors import Timeout
-from cocoon.guest.bootconfig import GuestData
+from cocoon.guest.bootconfig import GuestData, GuestNIC
 from cocoon.guest.session import Command, join_session, start_session
 from patience import slowness
 
@@ -241,6 +241,35 @@ def test_gateway_outside_the_subnet(vm):
     nic = vm.config().nics[0].replace(address="10.0.2.15", prefix=32, gateway="10.0.2.2", mtu=1400)
     text = vm.shell("ip route; ip link show eth0", nics=(nic,))
     assert "default via 10.0.2.2 dev eth0" in text and "10.0.2.2 dev eth0" in text and "mtu 1400" in text
+
+
+def test_dhcp(vm):
+    """QEMU's own network gives an address (and no router, as it leads nowhere); what the client holds is small."""
+    script = """
+        until ip -4 -o address show eth0 | grep .; do sleep 0.1; done
+        ip route; cat /etc/resolv.conf /sys/class/net/eth0/mtu; grep VmRSS /proc/$(pidof cocoon-dhcp)/status
+    """
+    text = vm.shell(script, nics=(GuestNIC(mac=guest_vm.MAC, address="", prefix=0, gateway="", mtu=1400),))
+    for piece in ("inet 10.0.2.15/24 brd 10.0.2.255", "10.0.2.0/24 dev eth0", "nameserver 10.0.2.3", "\n1400\n"):
+        assert piece in text, text
+    assert int(re.search(r"VmRSS:\s+(\d+) kB", text).group(1)) < 512
+
+
+def test_ipv6(vm):
+    """Usable at once, by nobody's leave: no address is tentative, no router is listened to (QEMU has one)."""
+    nic = vm.config().nics[0].replace(address6="fd12::5", prefix6=64, gateway6="fd12::1")
+    script = (
+        "ip -6 -o address show eth0; ip -6 route; cat /etc/hosts; echo ra $(cat /proc/sys/net/ipv6/conf/eth0/accept_ra)"
+    )
+    text = vm.shell(script, nics=(nic,), dns=("10.0.2.3", "fd12::53"))
+    for piece in (
+        "inet6 fd12::5/64 scope global",
+        "default via fd12::1 dev eth0  metric 100",
+        "fd12::5\ttester",
+        "ra 0\n",
+    ):
+        assert piece in text, text
+    assert "tentative" not in text and "10.0.2.15\ttester" in text
 
 
 def test_memory_of_pid_1(vm):

@@ -51,6 +51,9 @@ filled = st.text("abcdefghij0123456789-", min_size=1, max_size=20)
                 prefix=st.integers(0, 32),
                 gateway=filled,
                 mtu=st.integers(68, 65535),
+                address6=filled,
+                prefix6=st.integers(0, 128),
+                gateway6=filled,
             ),
             max_size=32,
         ).map(tuple),
@@ -68,7 +71,10 @@ def test_both_sides_understand_each_other(driver, tmp_path, config):
     expected = [f"layer {name}" for name in config.layers] + [f"cow {config.cow}", f"hostname {config.hostname}"]
     expected += [f"arg {word}" for word in config.arguments] + [f"env {word}" for word in config.environment]
     expected += [f"dns {word}" for word in config.dns] + [f"user {config.user}", f"cwd {config.working_dir}"]
-    expected += [f"nic {n.mac} {n.address} {n.prefix} {n.gateway} {n.mtu}" for n in config.nics]
+    expected += [
+        f"nic {n.mac} {n.mtu} {n.address} {n.prefix} {n.gateway} {n.address6} {n.prefix6} {n.gateway6}"
+        for n in config.nics
+    ]
     expected += [f"data {d.disk} {d.fstype} {d.mount}" for d in config.data]
     assert done.stdout.decode().split("\n")[:-4] == expected
 
@@ -97,10 +103,12 @@ GOOD = b"layer=a\0cow=b\0hostname=c\0"
         whole(GOOD + b"cow=twice\0"),
         whole(GOOD + b"\0"),
         whole(GOOD + b"nic=\0"),
-        whole(GOOD + b"nic=m,1.2.3.4,,1500\0"),
-        whole(GOOD + b"nic=m,1.2.3.4/33,,1500\0"),
-        whole(GOOD + b"nic=m,1.2.3.4/24,,67\0"),
-        whole(GOOD + b"nic=m,1.2.3.4/24,,1500,more\0"),
+        whole(GOOD + b"nic=m,1500,1.2.3.4,,,\0"),
+        whole(GOOD + b"nic=m,1500,1.2.3.4/33,,,\0"),
+        whole(GOOD + b"nic=m,67,1.2.3.4/24,,,\0"),
+        whole(GOOD + b"nic=m,1500,,,fd::1/129,\0"),
+        whole(GOOD + b"nic=m,1500,1.2.3.4/24,,\0"),
+        whole(GOOD + b"nic=m,1500,1.2.3.4/24,,,,more\0"),
         whole(GOOD + b"stop_signal=0\0"),
         whole(GOOD + b"stop_signal=65\0"),
         whole(GOOD + b"init=no\0"),

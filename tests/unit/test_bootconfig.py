@@ -12,10 +12,12 @@ from cocoon.guest.bootconfig import (
     GuestData,
     GuestNIC,
     is_init,
+    make_guest_nic,
     parse_exit_status,
     parse_stop_signal,
     render_boot_config,
 )
+from qemu_examples import make_nics
 
 
 def config(**changes) -> BootConfig:
@@ -47,16 +49,21 @@ def test_bytes_are_exactly_these():
     )
     body = (
         b"layer=cocoon-layer1\0layer=cocoon-layer0\0cow=cocoon-cow\0hostname=web\0arg=sh\0arg=-c\0arg=echo\n1\0arg=\0"
-        b"env=A=b c\0nic=52:54:00:00:00:01,10.0.0.2/24,10.0.0.1,1500\0dns=1.1.1.1\0data=db,ext4,/srv/db\0"
+        b"env=A=b c\0nic=52:54:00:00:00:01,1500,10.0.0.2/24,10.0.0.1,,\0dns=1.1.1.1\0data=db,ext4,/srv/db\0"
         b"user=bob:disk\0cwd=/srv\0stop_signal=3\0"
     )
     content = b"cocoon-config 1 %d\n" % len(body) + body
     assert data == content + bytes(4096 - len(content)) + bytes(4096), "the last block is for the exit status"
 
 
+def test_a_nic_with_both_kinds_of_address():
+    nic = make_nics(1)[0].replace(address6="fd12::2", prefix6=64, gateway6="fd12::1")
+    assert make_guest_nic(nic).render() == f"{nic.mac},1500,10.88.0.2/16,10.88.0.1,fd12::2/64,fd12::1"
+
+
 def test_a_nic_without_address_has_empty_fields():
     nic = GuestNIC(mac="52:54:00:00:00:01", address="", prefix=0, gateway="", mtu=9000)
-    assert b"nic=52:54:00:00:00:01,,,9000" in records(render_boot_config(config(nics=(nic,))))
+    assert b"nic=52:54:00:00:00:01,9000,,,," in records(render_boot_config(config(nics=(nic,))))
 
 
 def test_bytes_that_are_no_text_pass_unchanged():

@@ -94,13 +94,29 @@ def test_interfaces_are_found_by_mac() -> None:
                 "match": {"macaddress": static.mac},
                 "set-name": "eth0",
                 "addresses": ["10.88.0.2/16"],
-                "routes": [{"to": "0.0.0.0/0", "via": "10.88.0.1"}],
+                "accept-ra": False,
+                "routes": [{"to": "0.0.0.0/0", "via": "10.88.0.1", "metric": 100}],
                 "nameservers": {"addresses": ["1.1.1.1"]},
             },
             "eth1": {"match": {"macaddress": dhcp.mac}, "set-name": "eth1", "optional": True, "dhcp4": True},
         },
     }
     assert "network-config" not in files_of(make_guest(nics=()))
+
+
+def test_addresses_of_both_kinds() -> None:
+    (first, second) = make_nics(2)
+    first = first.replace(address6="fd12::2", prefix6=64, gateway6="fd12::1")
+    second = second.replace(address="", gateway="", address6="fd13::2", prefix6=64, gateway6="fe80::1")
+    config = files_of(make_guest(nics=(first, second), dns=("1.1.1.1", "fd12::53")))["network-config"]["ethernets"]
+    assert config["eth0"]["addresses"] == ["10.88.0.2/16", "fd12::2/64"]
+    assert config["eth0"]["routes"] == [
+        {"to": "0.0.0.0/0", "via": "10.88.0.1", "metric": 100},
+        {"to": "::/0", "via": "fd12::1", "metric": 100},
+    ]
+    assert config["eth0"]["nameservers"] == {"addresses": ["1.1.1.1", "fd12::53"]}
+    assert config["eth1"]["addresses"] == ["fd13::2/64"] and "dhcp4" not in config["eth1"]
+    assert config["eth1"]["routes"] == [{"to": "::/0", "via": "fe80::1", "metric": 101}]
 
 
 def test_what_looks_like_yaml_stays_a_string() -> None:

@@ -53,8 +53,22 @@ def test_network_words():
     text = render_image_cmdline(EMULATED, ONE_LAYER, hostname="web", network=network)
     assert text == (
         "console=ttyS0 loglevel=3 boot=cocoon-overlay cocoon.layers=cocoon-layer0 cocoon.cow=cocoon-cow rw "
-        "net.ifnames=0 cocoon.hostname=web ip=10.0.0.2::10.0.0.1:255.255.255.0:web:eth0:off:8.8.8.8:1.1.1.1"
+        "net.ifnames=0 cocoon.hostname=web ip=10.0.0.2::10.0.0.1:255.255.255.0:web:eth0:off:8.8.8.8:1.1.1.1 "
+        "cocoon.dns=8.8.8.8,1.1.1.1,9.9.9.9"
     )
+
+
+def test_network_words_of_ipv6():
+    both = nic(0, "10.0.0.2").replace(address6="fd12::2", prefix6=64, gateway6="fd12::1")
+    only = nic(1).replace(address6="fd13::2", prefix6=112)
+    assert render_network((both, only), hostname="web", dns=("8.8.8.8", "fd12::53")) == (
+        "nics", "ip=10.0.0.2::10.0.0.1:255.255.255.0:web:eth0:off:8.8.8.8",
+        "cocoon.ip6=eth0,fd12::2/64,fd12::1", "cocoon.ip6=eth1,fd13::2/112,", "cocoon.dns=8.8.8.8,fd12::53",
+    )  # fmt: skip
+    assert render_network((only,), hostname="web", dns=("8.8.8.8",)) == (
+        "nics", "cocoon.ip6=eth1,fd13::2/112,", "cocoon.dns=8.8.8.8",
+    )  # fmt: skip
+    assert render_network((both,), hostname="web", dns=("8.8.8.8",))[-1].startswith("cocoon.ip6=")
 
 
 def test_data_disks_are_named_with_their_places():

@@ -70,7 +70,7 @@ def test_the_command_line_counts(nics: int, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("cocoon.engine.fit_image.OWN_KERNEL_LAYERS", 400)
     request = request_of(130, own_kernel=True, nics=nics, name="")
     found = limit(request, QEMU())
-    assert 20 < found < 130
+    assert 10 < found < 130
 
     def draw(count: int, name: str) -> int:
         wanted = request.replace(image=request.image.replace(layers=request.image.layers[:count]))

@@ -41,13 +41,47 @@ def test_a_fixed_address(scene: GuestScene) -> None:
     assert network(scene, MAC[0]) == (
         "# Written by cocoon-network at each boot.\n[Match]\nMACAddress=52:54:00:00:00:01\nKind=!*\n\n"
         "[Link]\nRequiredForOnline=yes\n\n"
-        "[Network]\nAddress=10.88.0.5/16\nDNS=10.0.0.53\nDNS=10.0.0.54\n\n"
+        "[Network]\nIPv6AcceptRA=no\nDNS=10.0.0.53\nDNS=10.0.0.54\n\n"
+        "[Address]\nAddress=10.88.0.5/16\nDuplicateAddressDetection=none\n\n"
         "[Route]\nGateway=10.88.0.1\nGatewayOnLink=yes\nMetric=100\n"
     )
     assert etc(scene, "hostname") == "web\n"
     assert "127.0.1.1 web # cocoon\n" in etc(scene, "hosts") and "localhost" in etc(scene, "hosts")
     # The servers of the command line, and no public one.
     assert etc(scene, "resolv.conf") == "nameserver 10.0.0.53\nnameserver 10.0.0.54\n"
+
+
+def test_addresses_of_both_kinds(scene: GuestScene) -> None:
+    scene.nic("eth1", MAC[1], 3)
+    words = "cocoon.ip6=eth0,fd12::5/64,fd12::1 cocoon.ip6=eth1,fd13::5/112, cocoon.dns=10.0.0.53,fd12::53"
+    scene.cmdline(f"cocoon.hostname=web {STATIC} {words}")
+    assert scene.run(NETWORK).stdout == ""
+    first, second = network(scene, MAC[0]), network(scene, MAC[1])
+    for piece in (
+        "IPv6AcceptRA=no\nDNS=10.0.0.53\nDNS=fd12::53\n", "Address=10.88.0.5/16\n", "Gateway=10.88.0.1\n",
+        "[Address]\nAddress=fd12::5/64\nDuplicateAddressDetection=none\n",
+        "[Route]\nGateway=fd12::1\nGatewayOnLink=yes\nMetric=100\n",
+    ):  # fmt: skip
+        assert piece in first, first
+    # One that has only the newer kind asks for none of the older by DHCP.
+    assert "Address=fd13::5/112\n" in second and "DHCP" not in second and "Gateway" not in second
+    assert etc(scene, "resolv.conf") == "nameserver 10.0.0.53\nnameserver fd12::53\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("eth0", "it has no address"),
+        (",fd12::5/64,", "it names no device"),
+        ("eth0,10.0.0.1/24,", "it has no address"),
+        ("eth0,fd12::5,", "it has no prefix"),
+        ("eth0,fd12::5/64,$(reboot)", "it has no address"),
+    ],
+)
+def test_an_ipv6_word_that_makes_no_sense(scene: GuestScene, word: str, complaint: str) -> None:
+    scene.cmdline(f"cocoon.ip6={word}")
+    assert complaint in scene.run(NETWORK).stdout
+    assert "DHCP=yes" in network(scene, MAC[0])
 
 
 def test_no_server_given_means_a_public_one(scene: GuestScene) -> None:
@@ -169,7 +203,7 @@ def test_what_the_initramfs_configured_itself_is_kept_unless_it_is_a_lease(scene
     )
     scene.run(NETWORK)
     first = network(scene, MAC[0])
-    assert "Address=10.9.0.4/24\nDNS=10.9.0.1\n" in first and "Gateway" not in first
+    assert "DNS=10.9.0.1\n" in first and "Address=10.9.0.4/24\n" in first and "Gateway" not in first
     assert "DHCP=yes" in network(scene, MAC[1])
 
 
@@ -196,6 +230,13 @@ def test_ifupdown(tmp_path: Path) -> None:
             "auto eth0\niface eth0 inet static\n    address 10.88.0.5/16\n    gateway 10.88.0.1\n    metric 100\n\n"
             "auto eth1\niface eth1 inet dhcp\n"
         )
+    scene.cmdline(f"{STATIC} cocoon.ip6=eth0,fd12::5/64,fd12::1")
+    scene.run(NETWORK)
+    assert (
+        "    metric 100\niface eth0 inet6 static\n    address fd12::5/64\n    gateway fd12::1\n    metric 100\n"
+    ) in etc(scene, "network/interfaces")
+    scene.cmdline(STATIC)
+    scene.run(NETWORK)
     assert etc(scene, "resolv.conf") == "nameserver 10.0.0.53\nnameserver 10.0.0.54\n"
 
 

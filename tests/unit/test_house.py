@@ -40,7 +40,7 @@ MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 5
 MAX_POSITIONAL = 3
 # Lines of code: without blank lines and comments.
-MAX_C_LINES = {"shim": 1000, "guest": 4400}
+MAX_C_LINES = {"shim": 1000, "guest": 5500}
 # Only these may start programs, open sockets and call into the kernel (house rule: the host room).
 HOST_ONLY = {"subprocess", "ctypes", "fcntl", "_posixsubprocess"}
 

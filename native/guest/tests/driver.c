@@ -3,12 +3,16 @@
  *   driver config FILE         what the boot configuration says, one `key value` a line; 1 and a message when it is bad
  *   driver serve SOCKET        the agent, on a Unix socket with any number of clients; `shutdown` is said on stdout
  *   driver listen DIRECTORY    the agent, on one Unix socket for each port of the channel, as it is on a vsock
+ *   driver lease PACKET        what a DHCP server's answer to transaction 1 of 02:00:00:00:00:01 gives; 1 when it is none
+ *   driver dhcp ROOT NAME MTU  the DHCP client for interface NAME, /etc below ROOT; for ever
  *   driver account ROOT USER   the account of USER in the image whose root is ROOT (needs root: it uses chroot)
  *
  * main.c is not linked: failing here must not power anything off. */
 #define _GNU_SOURCE
 #include "../agent.h"
+#include "../dhcp.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -54,6 +58,13 @@ static void show(const char *key, char *const *values, size_t count)
 		printf("%s %s\n", key, values[i]);
 }
 
+static void show_nic(const struct nic *nic)
+{
+	printf("nic %s %d", nic->mac, nic->mtu);
+	printf(" %s %d %s", nic->ipv4.address, nic->ipv4.prefix, nic->ipv4.gateway);
+	printf(" %s %d %s\n", nic->ipv6.address, nic->ipv6.prefix, nic->ipv6.gateway);
+}
+
 static int show_config(const char *path)
 {
 	static struct config config;
@@ -68,8 +79,7 @@ static int show_config(const char *path)
 	show("user", &config.user, config.user != NULL);
 	show("cwd", &config.cwd, config.cwd != NULL);
 	for (size_t i = 0; i < config.nic_count; i++)
-		printf("nic %s %s %d %s %d\n", config.nics[i].mac, config.nics[i].address, config.nics[i].prefix,
-		       config.nics[i].gateway, config.nics[i].mtu);
+		show_nic(&config.nics[i]);
 	for (size_t i = 0; i < config.data_count; i++)
 		printf("data %s %s %s\n", config.data[i].name, config.data[i].type, config.data[i].place);
 	printf("stop_signal %d\ninit %d\n", config.stop_signal, config.is_init);
@@ -170,6 +180,48 @@ static int show_account(const char *root, const char *user)
 	return 0;
 }
 
+static const char *dotted(uint32_t address)
+{
+	return inet_ntoa((struct in_addr){.s_addr = address});
+}
+
+static int show_lease(const char *path)
+{
+	const struct dhcp_request asked = {.transaction = htonl(1), .mac = {2, 0, 0, 0, 0, 1}};
+	static char content[65536];
+	struct lease lease;
+	enum dhcp_type type;
+	ssize_t size = read_file(path, content, sizeof content);
+	unsigned char *packet = malloc(size > 0 ? (size_t)size : 1); /* its end is where ASan sees it */
+
+	if (size <= 0 || !packet)
+		return 1;
+	memcpy(packet, content, (size_t)size);
+	if (!read_packet(packet, (size_t)size, &asked, &type, &lease))
+		return 1;
+	printf("type %d\naddress %s\nprefix %d\n", type, dotted(lease.address), lease.prefix);
+	printf("server %s\nmtu %d\ntimes %u %u %u\ndomain %s\n", dotted(lease.server), lease.mtu, lease.renew_s, lease.rebind_s,
+	       lease.lease_s, lease.domain);
+	for (size_t i = 0; i < lease.dns_count; i++)
+		printf("dns %s\n", dotted(lease.dns[i]));
+	for (size_t i = 0; i < lease.route_count; i++) {
+		printf("route %s/%d", dotted(lease.routes[i].to), lease.routes[i].prefix);
+		printf(" %s\n", dotted(lease.routes[i].via));
+	}
+	return 0;
+}
+
+static int ask_by_dhcp(const char *root, const char *name, int mtu)
+{
+	static struct config config = {.hostname = "tester"};
+	struct dhcp_interface interface = {.mtu = mtu};
+
+	snprintf(interface.name, sizeof interface.name, "%s", name);
+	if (chroot(root) < 0 || chdir("/") < 0)
+		fail("cannot enter %s", root);
+	run_dhcp(&interface, 1, &config);
+}
+
 int main(int count, char **words)
 {
 	if (count == 3 && strcmp(words[1], "config") == 0)
@@ -180,5 +232,9 @@ int main(int count, char **words)
 		serve_each(words[2]);
 	if (count == 4 && strcmp(words[1], "account") == 0)
 		return show_account(words[2], words[3]);
+	if (count == 3 && strcmp(words[1], "lease") == 0)
+		return show_lease(words[2]);
+	if (count == 5 && strcmp(words[1], "dhcp") == 0)
+		return ask_by_dhcp(words[2], words[3], atoi(words[4]));
 	return 2;
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cocoon.engine.disks import DiskReferences, draw_disks
 from cocoon.engine.plain_kernel import bootable_path, packed_kernel_path
 from cocoon.engine.process import draw_process
-from cocoon.guest.bootconfig import BootConfig, GuestNIC, render_boot_config
+from cocoon.guest.bootconfig import BootConfig, make_guest_nic, render_boot_config
 from cocoon.guest.cmdline import (
     CommandLineFacts,
     ImageDisks,
@@ -92,17 +92,12 @@ def draw_boot_config(request: Request, vm: VMRecord, backend: Hypervisor) -> byt
             user=config.user,
             working_dir=config.working_dir,
             stop_signal=config.stop_signal,
-            nics=tuple(_draw_nic(nic) for nic in vm.nics),
+            nics=tuple(make_guest_nic(nic) for nic in vm.nics),
             dns=request.dns if vm.nics else (),
             data=found.data,
             stdio=_stdio(request.spec.process),
         )
     )
-
-
-def _draw_nic(nic: NIC) -> GuestNIC:
-    mtu = {"mtu": nic.mtu} if nic.mtu else {}
-    return GuestNIC(mac=nic.mac, address=nic.address, prefix=nic.prefix, gateway=nic.gateway, **mtu)
 
 
 def _draw_spec(request: Request, name: str) -> VMSpec:

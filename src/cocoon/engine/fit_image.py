@@ -33,6 +33,7 @@ OVERLAY_OPTIONS_BYTES = 4096 - 256  # One page, without upperdir, workdir and th
 # guest more than four minutes.
 OWN_KERNEL_LAYERS = 16
 LONGEST_NAME, LONGEST_ADDRESS = "n" * 63, "255.255.255.255"
+LONGEST_ADDRESS6, LONGEST_GATEWAY6 = "fdff:ffff:ffff::ffff:ffff", "fdff:ffff:ffff::1"  # On networks of our own.
 
 
 def fit_image(world: World, request: Request, backend: Hypervisor, *, facts: HostFacts) -> Image:
@@ -89,6 +90,9 @@ def _worst_allotment(request: Request) -> Allotment:
             address=LONGEST_ADDRESS,
             prefix=24,
             gateway=LONGEST_ADDRESS,
+            address6=LONGEST_ADDRESS6,
+            prefix6=64,
+            gateway6=LONGEST_GATEWAY6,
         )
         for index in range(request.spec.nics)
     )

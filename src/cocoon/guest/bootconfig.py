@@ -14,10 +14,14 @@ know.
 from __future__ import annotations
 
 import signal
+from typing import TYPE_CHECKING
 
 from cocoon.errors import InvalidSpec
 from cocoon.units import printable
 from cocoon.value import Value
+
+if TYPE_CHECKING:
+    from cocoon.model.vm import NIC
 
 VERSION = 1
 CONFIG_SERIAL = "cocoon-config"
@@ -28,6 +32,7 @@ MAX_LAYERS = 256
 MAX_NICS = 32
 MAX_DNS = 8
 MAX_DATA = 64
+USUAL_MTU = 1500
 STDIOS = ("console", "pipes", "terminal")
 MAX_USER_BYTES = 511
 # The kernel's MAX_ARG_STRLEN: a longer argument or variable cannot be passed to any program.
@@ -42,14 +47,31 @@ INITS = frozenset({
 
 
 class GuestNIC(Value):
-    """One interface as the guest sets it up: found by `mac`, `address` "" for none (the link is brought up only),
-    `gateway` "" for none."""
+    """One interface as the guest sets it up: found by `mac`; `address`, `address6` and the gateways are "" for none.
+    With neither address the guest asks by DHCP, and waits for no answer; with one it listens to no router."""
 
     mac: str
     address: str
     prefix: int
     gateway: str
-    mtu: int = 1500
+    mtu: int = USUAL_MTU
+    address6: str = ""
+    prefix6: int = 0
+    gateway6: str = ""
+
+    def render(self) -> str:
+        """MAC,MTU,ADDRESS/PREFIX,GATEWAY,ADDRESS6/PREFIX,GATEWAY6, as `native/guest/bootconfig.c` reads it."""
+        address = f"{self.address}/{self.prefix}" if self.address else ""
+        address6 = f"{self.address6}/{self.prefix6}" if self.address6 else ""
+        return f"{self.mac},{self.mtu},{address},{self.gateway},{address6},{self.gateway6}"
+
+
+def make_guest_nic(nic: NIC) -> GuestNIC:
+    """The VM's interface as its guest is told of it."""
+    return GuestNIC(
+        mac=nic.mac, address=nic.address, prefix=nic.prefix, gateway=nic.gateway, mtu=nic.mtu or USUAL_MTU,
+        address6=nic.address6, prefix6=nic.prefix6, gateway6=nic.gateway6,
+    )  # fmt: skip
 
 
 class GuestData(Value):
@@ -121,7 +143,7 @@ def render_boot_config(config: BootConfig) -> bytes:
     records += [("cow", config.cow), ("hostname", config.hostname)]
     records += [("arg", argument) for argument in config.arguments]
     records += [("env", variable) for variable in config.environment]
-    records += [("nic", _render_nic(nic)) for nic in config.nics]
+    records += [("nic", nic.render()) for nic in config.nics]
     records += [("dns", server) for server in config.dns]
     records += [("data", f"{data.disk},{data.fstype},{data.mount}") for data in config.data]
     if config.user:
@@ -163,11 +185,6 @@ def _check_counts(config: BootConfig) -> None:
         raise InvalidSpec("the image has no layers")
     if config.stdio not in STDIOS:
         raise InvalidSpec(f"stdio {printable(config.stdio)} is none of {', '.join(STDIOS)}")
-
-
-def _render_nic(nic: GuestNIC) -> str:
-    address = f"{nic.address}/{nic.prefix}" if nic.address else ""
-    return f"{nic.mac},{address},{nic.gateway},{nic.mtu}"
 
 
 def _render_record(key: str, value: str) -> bytes:

@@ -19,6 +19,7 @@ from cocoon.plan.disks import SeedFile
 from cocoon.value import Value
 
 ROOT = "root"
+ROUTE_METRIC = 100  # Of the first interface's gateway; the next ones come after it.
 
 
 class CloudGuest(Value):
@@ -83,7 +84,7 @@ def _mounts(disks: tuple[Disk, ...]) -> dict[str, object]:
 def _network(guest: CloudGuest) -> dict[str, object]:
     """The names are set, because some of cloud-init's renderers match by them as well as by the MAC.
 
-    A machine does not wait for any but its first interface.
+    A machine does not wait for any but its first interface, and goes out by the first that has a gateway.
     """
     return {
         "version": 2,
@@ -92,7 +93,7 @@ def _network(guest: CloudGuest) -> dict[str, object]:
                 "match": {"macaddress": nic.mac},
                 "set-name": f"eth{nic.index}",
                 **({"optional": True} if nic.index else {}),
-                **(_static(nic, guest.dns) if nic.address else {"dhcp4": True}),
+                **(_static(nic, guest.dns) if nic.address or nic.address6 else {"dhcp4": True}),
             }
             for nic in guest.nics
         },
@@ -100,9 +101,16 @@ def _network(guest: CloudGuest) -> dict[str, object]:
 
 
 def _static(nic: NIC, dns: tuple[str, ...]) -> dict[str, object]:
+    """All that the interface is to have: no router's announcements besides.
+
+    Not gateway4, which netplan complains about, and not "default", which old versions do not know.
+    """
+    addresses = [(nic.address, nic.prefix), (nic.address6, nic.prefix6)]
+    gateways = [("0.0.0.0/0", nic.gateway), ("::/0", nic.gateway6)]
+    routes = [{"to": to, "via": via, "metric": ROUTE_METRIC + nic.index} for to, via in gateways if via]
     return {
-        "addresses": [f"{nic.address}/{nic.prefix}"],
-        # Not gateway4, which netplan complains about, and not "default", which old versions do not know.
-        **({"routes": [{"to": "0.0.0.0/0", "via": nic.gateway}]} if nic.gateway else {}),
+        "addresses": [f"{address}/{prefix}" for address, prefix in addresses if address],
+        "accept-ra": False,
+        **({"routes": routes} if routes else {}),
         **({"nameservers": {"addresses": list(dns)}} if dns else {}),
     }

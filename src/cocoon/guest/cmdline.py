@@ -85,16 +85,25 @@ def render_image_cmdline(facts: CommandLineFacts, disks: ImageDisks, *, hostname
 
 
 def render_network(nics: tuple[NIC, ...], *, hostname: str, dns: tuple[str, ...]) -> tuple[str, ...]:
-    """`("nics", "ip=...", ...)`: one `ip=` word per NIC with a static address; () when there are no NICs."""
+    """`("nics", ...)`: an `ip=` word for each NIC with an IPv4 address, a `cocoon.ip6=` for each with an IPv6 one, and
+    `cocoon.dns=` where an `ip=` does not hold the name servers; () when there are no NICs."""
     if not nics:
         return ()
-    return ("nics", *(_render_ip(nic, hostname, dns) for nic in nics if nic.address))
+    fitting = tuple(server for server in dns if ":" not in server)[:_MAX_DNS]
+    words = [_render_ip(nic, hostname, fitting) for nic in nics if nic.address]
+    words += [f"cocoon.ip6=eth{nic.index},{nic.address6}/{nic.prefix6},{nic.gateway6}" for nic in nics if nic.address6]
+    if words and dns and (fitting != dns or not any(nic.address for nic in nics)):
+        words.append(f"cocoon.dns={','.join(dns)}")
+    return ("nics", *words)
 
 
 def _render_ip(nic: NIC, hostname: str, dns: tuple[str, ...]) -> str:
-    """Documentation/admin-guide/nfs/nfsroot.rst: ip=client::gateway:mask:hostname:device:autoconf[:dns0[:dns1]]."""
+    """Documentation/admin-guide/nfs/nfsroot.rst: ip=client::gateway:mask:hostname:device:autoconf[:dns0[:dns1]].
+
+    Its fields end at colons, so that it holds nothing of IPv6.
+    """
     words = (nic.address, "", nic.gateway, dotted_mask(nic.prefix), hostname, f"eth{nic.index}", "off")
-    return "ip=" + ":".join(words + dns[:_MAX_DNS])
+    return "ip=" + ":".join(words + dns)
 
 
 def dotted_mask(prefix: int) -> str:

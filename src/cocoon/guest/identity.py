@@ -19,10 +19,11 @@ MAX_ANSWER_BYTES = 16 * 1024
 class Identity(Value):
     """What to change; an empty field leaves the guest as it is.
 
-    `machine_id` is 32 hex digits or `new`. `nics` are found by their MACs and get the address, gateway and MTU given;
-    `new_macs` (as many as `nics`, or none) gives each another MAC, "" for its own. `clock_ns` is nanoseconds since the
-    epoch. `entropy` is 32 to 512 bytes that the guest's kernel reseeds its random numbers from. `host_keys` makes the
-    SSH server's keys anew.
+    `machine_id` is 32 hex digits or `new`. `nics` are all interfaces of the guest, the first one's gateway before the
+    others'; they are found by their MACs and get the addresses, gateways and MTU given, or ask by DHCP. `new_macs` (as
+    many as `nics`, or none) gives each another MAC, "" for its own. `clock_ns` is nanoseconds since the epoch.
+    `entropy` is 32 to 512 bytes that the guest's kernel reseeds its random numbers from. `host_keys` makes the SSH
+    server's keys anew.
     """
 
     hostname: str = ""
@@ -44,7 +45,7 @@ class Identity(Value):
             ("host-keys", "new" if self.host_keys else ""),
         )
         macs = self.new_macs or ("",) * len(self.nics)
-        nics = tuple(("nic", _render_nic(nic, mac)) for nic, mac in zip(self.nics, macs, strict=True))
+        nics = tuple(("nic", nic.render() + (mac and f",{mac}")) for nic, mac in zip(self.nics, macs, strict=True))
         return tuple(pair for pair in single if pair[1]) + nics + tuple(("dns", server) for server in self.dns)
 
 
@@ -58,8 +59,3 @@ def apply_identity(channel: Channel, identity: Identity, *, timeout_s: float = 6
     said = session.communicate(timeout_s=timeout_s, limit_bytes=MAX_ANSWER_BYTES).stdout
     texts = [text.partition("=") for text in said.decode("utf-8", "replace").split("\0") if text]
     return tuple((key, outcome) for key, _, outcome in texts)
-
-
-def _render_nic(nic: GuestNIC, new_mac: str) -> str:
-    address = f"{nic.address}/{nic.prefix}" if nic.address else ""
-    return f"{nic.mac},{address},{nic.gateway},{nic.mtu}" + (f",{new_mac}" if new_mac else "")

@@ -77,11 +77,12 @@ class Disk(Value):
 
 
 class NIC(Value):
-    """One network interface. `address` is `a.b.c.d` or "" for DHCP; `prefix` its length; `gateway` may be "".
+    """One network interface. `address` is `a.b.c.d` and `prefix` its length, `gateway` may be ""; `address6` likewise.
+    With neither address the guest asks by DHCP.
 
     `netns` is a name below /run/netns; `tap` the TAP's name in it. `provider` attaches it to `network`; `link` is the
-    interface on the host's side, a port of `bridge` there; "" where there is none of ours. `address6` is "" for none;
-    `mtu` 0 for the usual one. `queues` are the TAP's queue pairs: those that the VM's backend opens, no more, no fewer.
+    interface on the host's side, a port of `bridge` there; "" where there is none of ours. `mtu` 0 for the usual one.
+    `queues` are the TAP's queue pairs: those that the VM's backend opens, no more, no fewer.
     """
 
     index: int
