@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 
@@ -142,3 +144,17 @@ def test_a_sandbox_bounds_files():
         with pytest.raises(CommandFailed):
             run(["dd", "if=/dev/zero", f"of={place}/x", "bs=1M", "count=3"], timeout_s=10, sandbox=small)
         assert os.path.getsize(f"{place}/x") <= 1 << 20
+
+
+def test_a_sandbox_has_its_limits_on_a_host_that_allows_fewer_open_files() -> None:
+    raising = ["sh", "-c", "ulimit -Hn 300; prlimit --nofile=301 true"]
+    if subprocess.run(raising, capture_output=True).returncode:
+        pytest.skip("root may not raise limits here: this is a container without CAP_SYS_RESOURCE")
+    script = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))\n"
+        "from cocoon.host.command import Sandbox, run\n"
+        "sandbox = Sandbox(uid=65534, gid=65534, open_files=4000)\n"
+        "print(run(['sh', '-c', 'ulimit -n; ulimit -Hn'], timeout_s=30, sandbox=sandbox).split())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "[b'4000', b'4000']\n", done.stderr

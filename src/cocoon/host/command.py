@@ -47,16 +47,17 @@ class Sandbox(Value):
         """The command line that runs `argv` inside this sandbox."""
         namespaces = [] if self.network else ["--net", "--ipc"]
         namespaces += [f"--root={self.root}", "--wd=/"] if self.root else []
-        wrapped = ["unshare", *namespaces, "--"] if namespaces else []
-        wrapped += ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", "--no-new-privs"]
-        wrapped += ["--pdeathsig=KILL", "--inh-caps=-all", "--bounding-set=-all", "--", "prlimit", "--core=0"]
         limits = (
             ("as", self.memory_bytes),
             ("fsize", self.file_bytes),
             ("cpu", self.cpu_s),
             ("nofile", self.open_files),
         )
-        wrapped += [f"--{name}={limit}" for name, limit in limits if limit]
+        wrapped = ["unshare", *namespaces, "--"] if namespaces else []
+        # While it is root still: a host may allow fewer open files than we do.
+        wrapped += ["prlimit", "--core=0", *(f"--{name}={limit}" for name, limit in limits if limit), "--"]
+        wrapped += ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", "--no-new-privs"]
+        wrapped += ["--pdeathsig=KILL", "--inh-caps=-all", "--bounding-set=-all"]
         return [*wrapped, "--", *argv]
 
 
