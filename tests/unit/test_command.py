@@ -147,7 +147,7 @@ def test_a_sandbox_bounds_files():
 
 
 def test_a_sandbox_has_its_limits_on_a_host_that_allows_fewer_open_files() -> None:
-    raising = ["sh", "-c", "ulimit -Hn 300; prlimit --nofile=301 true"]
+    raising = ["sh", "-c", "ulimit -n 300; prlimit --nofile=301 true"]
     if subprocess.run(raising, capture_output=True).returncode:
         pytest.skip("root may not raise limits here: this is a container without CAP_SYS_RESOURCE")
     script = (
