@@ -37,7 +37,7 @@ VOLATILE = {"store", "sqlite_sequence", "sqlite_stat1"}
 
 
 class Nap(Step):
-    """Waits, so that a signal can find the plan in the middle of an effect."""
+    """Waits, so that a signal can find the plan in the middle of an effect; its undo waits for a line on stdin."""
 
     step: ClassVar[str] = "nap"
     seconds: float
@@ -52,10 +52,8 @@ class Nap(Step):
         time.sleep(self.seconds)
 
     def undo(self, world: World) -> None:
-        import time
-
         world.report("undoing")
-        time.sleep(self.seconds / 10)
+        sys.stdin.readline()
         world.report("undone")
 
 
@@ -183,7 +181,7 @@ def main(base: str, action: str) -> int:
             case "remove":
                 execute(world, draw_remove(world))
             case "interrupt":
-                execute(world, draw_create(world, Nap(seconds=5.0)))
+                execute(world, draw_create(world, Nap(seconds=100.0)))
             case _:
                 assert action == "recover"
     except CocoonError as error:

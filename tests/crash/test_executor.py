@@ -45,6 +45,7 @@ def scene(base, action, failpoint="", **more):
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{source}:{HERE}", "COCOON_FAILPOINT": failpoint, **more}
     return subprocess.Popen(
         [sys.executable, SCENE, str(base), action],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=environment,
@@ -178,7 +179,7 @@ def test_the_work_of_a_living_command_is_left_alone(worlds, tmp_path):
     assert any("operations/" in line and line.split()[0].endswith(".lock") for line in inventory(str(tmp_path)))
     process.send_signal(signal.SIGCONT)
     assert process.wait(60) == 0
-    process.stdout.close()
+    process.communicate()
     assert inventory(str(tmp_path)) == worlds["full"]
     assert run(tmp_path, "remove")[0] == 0
 
@@ -196,7 +197,7 @@ def test_a_signal_undoes_and_a_second_one_does_not_break_the_undo(worlds, tmp_pa
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)
         time.sleep(0.05)
-    said += process.communicate(timeout=60)[0]
+    said += process.communicate("\n", timeout=60)[0]
     assert "undone\nInterrupted: vm.create was interrupted; what was begun has been undone" in said
     assert process.returncode == 130
     assert inventory(str(tmp_path)) == worlds["empty"]

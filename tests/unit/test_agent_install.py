@@ -16,7 +16,7 @@ INSTALL = PROJECT / "guests" / "shared" / "agent" / "install"
 def install(root: Path) -> subprocess.CompletedProcess[str]:
     program = root.parent / "program"
     program.write_bytes(b"the agent")
-    return subprocess.run([str(INSTALL), str(root), str(program)], capture_output=True, text=True, timeout=20)
+    return subprocess.run([str(INSTALL), str(root), str(program)], capture_output=True, text=True, timeout=100)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def complete_in_bash(line: str, surroundings: tuple[str, Path]) -> list[str]:
         capture_output=True,
         text=True,
         env=clean_environment(PATH=path, COCOON_ROOT_DIR=str(root)),
-        timeout=30,
+        timeout=100,
     )
     assert done.stderr == ""
     return [word for word in done.stdout.split("\n") if word]

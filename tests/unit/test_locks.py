@@ -119,7 +119,7 @@ def test_a_wait_of_months_fits_the_system_call(sleeper):
 def test_terminate_asks_first(sleeper):
     ref = process.process_ref(sleeper.pid)
     process.terminate(ref, 5)
-    assert sleeper.wait(5) == 0 and not process.is_alive(ref)
+    assert sleeper.wait(60) == 0 and not process.is_alive(ref)
     process.terminate(ref, 5)
     assert process.wait_gone(ref, 0)
     with pytest.raises(NotFound):
@@ -130,7 +130,7 @@ def test_terminate_kills_what_does_not_listen(sleeper):
     ref = process.process_ref(sleeper.pid)
     sleeper.send_signal(signal.SIGSTOP)
     process.terminate(ref, 0.1)
-    assert sleeper.wait(5) == -signal.SIGKILL
+    assert sleeper.wait(60) == -signal.SIGKILL
 
 
 def test_a_zombie_is_not_alive():

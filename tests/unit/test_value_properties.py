@@ -145,7 +145,7 @@ def test_the_printed_file_is_the_written_one_without_a_screen_of_zeros(data, zer
     data += bytes(zeros)
     with tempfile.TemporaryDirectory() as place:
         filling = WriteFile.from_bytes(f"{place}/x", data).describe()[:-1]
-        subprocess.run(["/bin/sh", "-ec", "\n".join(filling)], check=True, timeout=10)
+        subprocess.run(["/bin/sh", "-ec", "\n".join(filling)], check=True, timeout=60)
         with open(f"{place}/x", "rb") as file:
             assert file.read() == data
     assert len("".join(filling)) < 700

@@ -33,6 +33,8 @@ MAX_MESSAGE = 256 * 1024
 MAX_STALE_BYTES = 1024 * 1024
 # Frames of the session that come before the answer to a request; the session's credit bounds them far below this.
 MAX_ASIDE_BYTES = 4 * 1024 * 1024
+# For an answer that is usually there in milliseconds: an emulated guest may not run for seconds on a busy host.
+REQUEST_TIMEOUT_S = 30.0
 DEFAULT_GRACE_S = 10
 
 GREETING, WELCOME = b"cocoon?\n", b"cocoon!\n"
@@ -128,7 +130,7 @@ class Channel:
         finally:
             self._release()
 
-    def request(self, verb: str, *records: tuple[str, str], timeout_s: float = 10.0) -> Answer:
+    def request(self, verb: str, *records: tuple[str, str], timeout_s: float = REQUEST_TIMEOUT_S) -> Answer:
         """The guest's answer to one request.
 
         Raises NotFound, InvalidSpec, InvalidState, Unsupported or APIFailed as the guest refuses it; Timeout; APIFailed
@@ -146,7 +148,7 @@ class Channel:
             self._send_until(REQUEST, int(start + len(part) < len(message)), part, deadline=deadline)
         return self._take_answer(verb, deadline)
 
-    def send(self, kind: int, lane: int, payload: bytes, *, timeout_s: float = 10.0) -> None:
+    def send(self, kind: int, lane: int, payload: bytes, *, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         """Sends one frame. Raises Timeout when nobody takes it, APIFailed when the channel broke."""
         self._send_until(kind, lane, payload, deadline=time.monotonic() + timeout_s)
 

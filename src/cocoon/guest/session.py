@@ -12,7 +12,19 @@ from struct import Struct, pack
 from typing import ClassVar
 
 from cocoon.errors import APIFailed, InvalidSpec, InvalidState, Timeout
-from cocoon.guest.channel import CREDIT, DATA, DETACH, END, EXIT, MAX_PAYLOAD, RESIZE, SIGNAL, Answer, Channel
+from cocoon.guest.channel import (
+    CREDIT,
+    DATA,
+    DETACH,
+    END,
+    EXIT,
+    MAX_PAYLOAD,
+    REQUEST_TIMEOUT_S,
+    RESIZE,
+    SIGNAL,
+    Answer,
+    Channel,
+)  # fmt: skip
 from cocoon.value import Value
 
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -275,7 +287,11 @@ class Session:
 
 
 def start_session(
-    channel: Channel, command: Command, *, credit_bytes: int = DEFAULT_CREDIT_BYTES, timeout_s: float = 10.0
+    channel: Channel,
+    command: Command,
+    *,
+    credit_bytes: int = DEFAULT_CREDIT_BYTES,
+    timeout_s: float = REQUEST_TIMEOUT_S,
 ) -> Session:
     """Runs `command` with this channel as its client.
 
@@ -286,7 +302,7 @@ def start_session(
     return _enter(channel, channel.request("exec", *records, timeout_s=timeout_s), credit_bytes)
 
 
-def start_detached(channel: Channel, command: Command, *, timeout_s: float = 10.0) -> int:
+def start_detached(channel: Channel, command: Command, *, timeout_s: float = REQUEST_TIMEOUT_S) -> int:
     """Runs `command` without a client; the number of its session. Raises as `start_session` does."""
     answer = channel.request("exec", *_checked(command).records(), ("detach", "yes"), timeout_s=timeout_s)
     return _number(channel, answer.first("session"))
@@ -328,7 +344,7 @@ def forget_session(channel: Channel, number: int) -> None:
     channel.request("forget", ("session", str(number)))
 
 
-def start_task(channel: Channel, verb: str, *records: tuple[str, str], timeout_s: float = 10.0) -> Session:
+def start_task(channel: Channel, verb: str, *records: tuple[str, str], timeout_s: float = REQUEST_TIMEOUT_S) -> Session:
     """Runs a verb of the agent's own that is a session (`tar-out`, `stat`, ...)."""
     return _enter(channel, channel.request(verb, *records, timeout_s=timeout_s), DEFAULT_CREDIT_BYTES)
 

@@ -10,6 +10,7 @@ import io
 from typing import TYPE_CHECKING
 
 from cocoon.errors import APIFailed, Timeout
+from cocoon.guest.channel import REQUEST_TIMEOUT_S
 from cocoon.guest.session import STDOUT, Output, Session, start_task
 from cocoon.units import printable
 from cocoon.value import Value
@@ -37,7 +38,7 @@ class PathInfo(Value):
     resolves: str
 
 
-def stat_path(channel: Channel, path: str, *, timeout_s: float = 10.0) -> PathInfo | None:
+def stat_path(channel: Channel, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> PathInfo | None:
     """What `path` is in the guest, or None when there is no such path. A link is not followed."""
     result = start_task(channel, "stat", ("path", path)).communicate(timeout_s=timeout_s, limit_bytes=MAX_WORDS_BYTES)
     if result.exit.code:
