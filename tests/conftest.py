@@ -15,7 +15,7 @@ import leftovers
 import own_netns
 from lab.plugin import LabPlugin
 
-SETTLE_S = 10
+SETTLE_S = 60
 
 
 @pytest.fixture(autouse=True)
