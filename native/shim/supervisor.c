@@ -54,7 +54,8 @@ static void open_fifo(int number, const struct spec *spec, int logs) {
 	check(fchown(fd, (uid_t)spec->uid, (gid_t)spec->gid), "chown", fifo->name);
 	all.fds[FIFO + number] = fd;
 	all.fifos[number] = strcmp(fifo->log, all.errors.name) ? &all.more[number] : &all.errors;
-	if (all.fifos[number] != &all.errors) log_open(all.fifos[number], logs, fifo->log, fifo->limit);
+	if (all.fifos[number] != &all.errors) /* its name outlives the order */
+		log_open(all.fifos[number], logs, strdup(fifo->log), fifo->limit);
 }
 
 /* Everything on the host's side, before there is a capsule. */

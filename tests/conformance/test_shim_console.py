@@ -8,6 +8,7 @@ import pty
 import re
 import signal
 import socket
+import stat
 import subprocess
 import threading
 import time
@@ -18,6 +19,7 @@ import pytest
 
 from cocoon.errors import APIFailed, InvalidSpec, InvalidState
 from cocoon.host.console import Console, ConsoleEnd, ConsoleMode, EscapeParser, copy, parse_escape, render_escape
+from cocoon.model.capsule import Fifo, fifo_path
 from shim_scene import BUILDS, Scene, kill, scene_of, wait_for
 
 BACKLOG_BYTES = 65536
@@ -233,6 +235,40 @@ def test_a_flood_of_complaints_is_bounded(scene: Scene) -> None:
         if os.path.exists(f"{scene.paths.log_dir}/{name}")
     ]
     assert 0 < sum(sizes) <= 1 << 20
+
+
+def test_a_named_pipe_leads_to_a_log(scene: Scene) -> None:
+    fifo = Fifo(name="log", log="vmm.log", limit_bytes=1 << 20)
+    scene.launch("tell", fifo_path("log"), "one line\n", "1", fifos=(fifo,))
+    scene.wait_log(b"one line", "vmm.log")
+    about = scene.inside(fifo_path("log")).stat()
+    assert stat.S_ISFIFO(about.st_mode) and (about.st_uid, stat.S_IMODE(about.st_mode)) == (scene.uid, 0o600)
+
+
+def test_a_named_pipe_of_its_own_log_is_bounded_and_emptied_at_the_end(scene: Scene) -> None:
+    """More than a pipe holds, and than the log may: nobody waits, and the last words are there."""
+    fifos = (Fifo(name="log", log="vmm.log", limit_bytes=1 << 20), Fifo(name="counts", log="counts", limit_bytes=65536))
+    scene.launch("tell", fifo_path("counts"), "x" * 999 + "\n", "300", fifos=fifos)
+    scene.wait_log(b"told")
+    kill(scene.vmm)
+    scene.wait_end()
+    sizes = [os.path.getsize(f"{scene.paths.log_dir}/{name}") for name in ("counts", "counts.1")]
+    assert 32768 <= sum(sizes) <= 65536
+    assert scene.log("vmm.log") == b""
+
+
+def test_what_an_earlier_boot_left_in_a_pipe_is_gone(scene: Scene) -> None:
+    os.mkfifo(f"{scene.paths.run_dir}/log")
+    left = os.open(f"{scene.paths.run_dir}/log", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        os.write(left, b"of an earlier boot\n")
+        scene.launch(
+            "tell", fifo_path("log"), "new\n", "1", fifos=(Fifo(name="log", log="vmm.log", limit_bytes=65536),)
+        )
+        scene.wait_log(b"new", "vmm.log")
+        assert scene.log("vmm.log") == b"new\n"
+    finally:
+        os.close(left)
 
 
 def test_a_full_disk_costs_log_but_not_the_guest(scene: Scene) -> None:

@@ -248,8 +248,8 @@ COMMANDS = {
             path="vm debug", summary="Print the commands that a start would run", run=_debug,
             usage="IMAGE [COMMAND...]", least=1, most=None, tail_after=1, options=(*_SPEC_OPTIONS, OUTPUT),
             completes="image",
-            details="Nothing is made or started, but an image that is not here is pulled. The lines can be pasted into "
-            "a root shell; values that are only known when they happen are shell variables.",
+            details="Nothing is made or started, but an image that is not here is pulled, and a kernel unpacked. The "
+            "lines can be pasted into a root shell; values that are only known when they happen are shell variables.",
             examples=("cocoon vm debug --cpu 1 --memory 512M debian:13",),
         ),
     )

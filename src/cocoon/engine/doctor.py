@@ -96,18 +96,24 @@ def _hypervisors(facts: HostFacts) -> list[Finding]:
         detail = f"{binary.version} ({binary.path})"
         detail += "" if name in supported else ", not supported by this version of cocoon yet"
         findings.append(Finding(name=name, status=OK, detail=detail))
-    return [*findings, *_old_qemu(facts)]
+    return [*findings, *_too_old(facts)]
 
 
-def _old_qemu(facts: HostFacts) -> list[Finding]:
+def _too_old(facts: HostFacts) -> list[Finding]:
+    """VMMs of a version that no VM is started with; without QEMU much cannot run, without Firecracker it can."""
     from cocoon.hypervisors.checks import parse_version
-    from cocoon.hypervisors.qemu.backend import OLDEST_VERSION
+    from cocoon.hypervisors.firecracker.backend import OLDEST_VERSION as OLDEST_FIRECRACKER
+    from cocoon.hypervisors.qemu.backend import OLDEST_VERSION as OLDEST_QEMU
 
-    qemu = facts.binaries["qemu"]
-    if not qemu.path or parse_version(qemu.version) >= OLDEST_VERSION:
-        return []
-    wanted = ".".join(map(str, OLDEST_VERSION))
-    return [Finding(name="qemu version", status=FAIL, detail=f"older than {wanted}", hint="upgrade QEMU")]
+    findings = []
+    for name, title, oldest, status in (
+        ("qemu", "QEMU", OLDEST_QEMU, FAIL), ("firecracker", "Firecracker", OLDEST_FIRECRACKER, WARN),
+    ):  # fmt: skip
+        binary = facts.binaries[name]
+        if binary.path and parse_version(binary.version) < oldest:
+            detail = f"older than {oldest[0]}.{oldest[1]}"
+            findings.append(Finding(name=f"{name} version", status=status, detail=detail, hint=f"upgrade {title}"))
+    return findings
 
 
 def _mkfs_erofs(config: Config) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ def inspect_vm(world: World, vm: VMRecord) -> dict[str, object]:
         "console_socket": paths.console_socket if processes else "",
         "console_log": paths.console_log,
         "vmm_log": paths.vmm_log,
+        "vmm_metrics": paths.vmm_metrics if os.path.exists(paths.vmm_metrics) else "",
         **plain,
     }
 

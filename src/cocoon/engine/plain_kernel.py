@@ -23,7 +23,7 @@ class UnpackKernel(Step):
     kernel_path: str
 
     def describe(self) -> tuple[str, ...]:
-        """In words: the kernel's own tree has a script for it, and no package has."""
+        """With the script that the kernel's source has for it (scripts/extract-vmlinux); no package has one."""
         source, target = quote(self.kernel_path), quote(vmlinux_path(self.kernel_path))
         return (f"[ -e {target} ] || extract-vmlinux {source} > {target}",)
 
