@@ -36,6 +36,23 @@ def cocoon(tmp_path: Path) -> Iterator[fixtures.Cocoon]:
         runner.close()
 
 
+@pytest.fixture
+def world(tmp_path: Path):
+    """A World with an empty store of its own, in which images are made."""
+    import image_scene
+
+    return image_scene.make_world(tmp_path / "root")
+
+
+@pytest.fixture
+def liar():
+    """A registry that says what a test tells it to say."""
+    import image_scene
+
+    with image_scene.lying_registry() as registry:
+        yield registry
+
+
 @pytest.fixture(scope="session")
 def kernel_deb() -> Path:
     """Debian's cloud kernel as a .deb."""

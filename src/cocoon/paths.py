@@ -95,10 +95,6 @@ class VMPaths(Value):
     def console_socket(self) -> str:
         return f"{self.run_dir}/console.sock"
 
-    @property
-    def shim_socket(self) -> str:
-        return f"{self.run_dir}/shim.sock"
-
     def channel_lock(self, port: int) -> str:
         """The lock of whoever talks to the guest over this port of the control channel."""
         return f"{self.run_dir}/channel-{port}.lock"

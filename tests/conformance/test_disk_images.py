@@ -15,14 +15,10 @@ import pytest
 from backports import zstd
 
 from cocoon.engine import image as verbs
-from cocoon.errors import CocoonError, InvalidSpec, Unsupported
+from cocoon.errors import CocoonError, InvalidSpec, InvalidState, Unsupported
 from disk_scene import FORMATS, is_same_disk, make_disk, make_raw
-from image_scene import NOTHING, inventory, make_world
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    return make_world(tmp_path / "root")
+from image_scene import NOTHING, inventory, open_again
+from store_examples import make_record
 
 
 @pytest.fixture
@@ -132,6 +128,41 @@ def test_a_damaged_base_is_made_again(world, raw: Path) -> None:
     os.truncate(base, 100_000)
     verbs.import_image(world, "disk", str(raw))
     assert is_same_disk(base, raw)
+
+
+def test_whoever_uses_it_is_named_after_another_conversion(world, raw: Path) -> None:
+    """A later qemu-img makes other bytes of the same disk: the VM keeps its base, and is still a user of the image."""
+    image = verbs.import_image(world, "disk", str(raw))
+    with world.store.write() as transaction:
+        vm = transaction.put_vm(make_record(1, image_digest=image.id))
+        transaction.pin(image.disk.blob, "vm", vm.id)
+        transaction.put_image(image.replace(disk=image.disk.replace(blob="f" * 64)))
+    assert verbs.inspect_image(world, "disk")["used_by"] == [{"kind": "vm", "id": vm.id, "name": vm.spec.name}]
+    with pytest.raises(InvalidState, match="in use by VM"):
+        verbs.remove_image(world, "disk")
+    verbs.remove_image(world, "disk", force=True)
+    assert os.path.exists(base_of(world, image))
+
+
+def test_export_gives_the_disk_itself(cocoon, raw: Path, tmp_path: Path) -> None:
+    """The qcow2 file that VMs read, byte for byte: whatever knows disks reads it, and so do we."""
+    cocoon.run("image", "import", "--platform", "linux/arm64", "cloud", str(raw))
+    record = cocoon.json("image", "inspect", "cloud")
+    assert record["platform"] == "linux/arm64"
+    base = Path(open_again(cocoon).paths.base_disk(record["disk"]["blob"]))
+    cocoon.run("image", "export", "-o", str(tmp_path / "disk.qcow2"), "cloud")
+    assert (tmp_path / "disk.qcow2").read_bytes() == base.read_bytes()
+    command = cocoon.command("image", "export", "cloud")
+    piped = subprocess.run(command, capture_output=True, env=cocoon.environment, timeout=150)
+    assert piped.stdout == base.read_bytes()
+    cocoon.run("image", "import", "again", str(tmp_path / "disk.qcow2"))
+    again = cocoon.json("image", "inspect", "again")
+    assert again["disk"] == record["disk"] and is_same_disk(tmp_path / "disk.qcow2", raw)
+
+
+def test_what_is_said_of_a_file(cocoon, raw: Path) -> None:
+    said = cocoon.run("image", "import", "cloud", str(raw)).stderr
+    assert ": read\n" in said and "fetched" not in said
 
 
 def test_list_and_inspect(cocoon, raw: Path) -> None:

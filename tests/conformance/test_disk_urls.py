@@ -27,11 +27,6 @@ SMALL_SEGMENT = 256 * 1024
 
 
 @pytest.fixture
-def world(tmp_path: Path):
-    return make_world(tmp_path / "root")
-
-
-@pytest.fixture
 def server() -> Iterator[FileServer]:
     with file_server() as running:
         yield running
@@ -195,6 +190,13 @@ def test_force_fetches_again(world, server: FileServer, raw: Path, disk: bytes, 
     second = verbs.pull_image(world, pinned(url, other), options=PullOptions(force=True))
     assert second.id != first.id and second.disk == first.disk
     assert inventory(world)["images"] == [url]
+
+
+def test_a_url_has_no_platforms(world, server: FileServer, disk: bytes) -> None:
+    url = pinned(server.url("disk", disk), disk)
+    with pytest.raises(InvalidSpec, match="--platform chooses among those of a reference; a URL is of one disk"):
+        verbs.pull_image(world, url, options=PullOptions(platform="linux/arm64"))
+    assert server.requests == []
 
 
 def test_another_checksum_than_the_known_one(world, server: FileServer, disk: bytes) -> None:

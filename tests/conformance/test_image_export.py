@@ -16,16 +16,11 @@ import pytest
 from cocoon.engine import image as verbs
 from cocoon.engine.image_export import export_image
 from cocoon.errors import InvalidSpec, InvalidState, NotFound
-from image_scene import NOTHING, Layer, inventory, make_oci_layout, make_tar, make_world
+from image_scene import NOTHING, FakeImage, Layer, inventory, make_oci_layout, make_tar, make_world, write_layout
 from layer_scene import listed, rich_tar
 
 UPPER = make_tar([("./", b""), ("many/", b""), ("many/.wh..wh..opq", b""), (".wh.fifo", b""), ("new", b"2" * 5000)])
 CONFIG = {"Entrypoint": ["/e", "a b"], "Cmd": ["x"], "User": "1:2", "WorkingDir": "/w", "StopSignal": "SIGINT"}
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    return make_world(tmp_path / "root")
 
 
 def make_image(world, tmp_path: Path, name: str = "app:1"):
@@ -61,6 +56,40 @@ def test_round_trip(world, tmp_path: Path) -> None:
     export_image(other, "app:1", str(second))
     assert first.read_bytes() == second.read_bytes()
     assert verbs.import_image(make_world(tmp_path / "third"), "app:1", str(second)).layers == again.layers
+
+
+def test_labels_and_history_come_along(world, tmp_path: Path) -> None:
+    """What the configuration says beyond what a VM needs: kept, shown, written, read by others."""
+    image = FakeImage([Layer(rich_tar())], Labels={"org.example": "ü"}, ExposedPorts={"80/tcp": {}}, **CONFIG)
+    history = [
+        {"created": "2024-05-06T07:08:09Z", "created_by": "COPY . /", "comment": "x"},
+        {"created_by": "CMD", "empty_layer": True},
+    ]
+    image.config |= {"history": history, "author": "me", "created": "2024-05-06T07:08:09Z"}
+    verbs.import_image(world, "app", str(write_layout(tmp_path / "layout", {"": image})))
+    export_image(world, "app", str(tmp_path / "a.tar"))
+    shown = ["skopeo", "inspect", "--config", "--raw", f"oci-archive:{tmp_path}/a.tar"]
+    found = json.loads(subprocess.run(shown, capture_output=True, check=True).stdout)
+    assert found["history"] == history and found["author"] == "me" and found["created"] == history[0]["created"]
+    assert found["config"] == image.config["config"]
+    verbs.import_image(world, "again", str(tmp_path / "a.tar"))
+    for name in ("app", "again"):
+        metadata = verbs.inspect_image(world, name)["metadata"]
+        assert metadata["config"] == {"Labels": {"org.example": "ü"}, "ExposedPorts": {"80/tcp": {}}}
+        assert metadata["history"] == history
+    export_image(world, "again", str(tmp_path / "b.tar"))
+    verbs.remove_image(world, "again")
+    verbs.import_image(world, "again", str(tmp_path / "b.tar"))
+    export_image(world, "again", str(tmp_path / "c.tar"))
+    assert (tmp_path / "b.tar").read_bytes() == (tmp_path / "c.tar").read_bytes()
+
+
+@pytest.mark.parametrize("odd", [{"Labels": {"x": "y" * (1 << 20)}}, {"Labels": {"x": float("nan")}}])
+def test_metadata_that_is_left_out(world, tmp_path: Path, odd: dict) -> None:
+    """The image is as good without: what no builder writes is not kept."""
+    layout = make_oci_layout(tmp_path / "layout", [Layer(rich_tar())], **odd)
+    assert verbs.import_image(world, "app", str(layout)).metadata == ""
+    export_image(world, "app", str(tmp_path / "a.tar"))
 
 
 def test_others_read_it(world, tmp_path: Path) -> None:

@@ -17,11 +17,6 @@ ONE = Layer(make_tar([("./", b""), ("one", b"1" * 9000)]))
 TWO = Layer(make_tar([("two", b"2")]))
 
 
-@pytest.fixture
-def world(tmp_path: Path):
-    return make_world(tmp_path / "root")
-
-
 def import_layers(world, tmp_path: Path, name: str, *layers: Layer):
     directory = tmp_path / name.replace("/", "_")
     return verbs.import_image(world, name, str(make_oci_layout(directory, list(layers))))

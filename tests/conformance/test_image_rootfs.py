@@ -15,7 +15,7 @@ from cocoon.engine.image import ImportOptions
 from cocoon.errors import CocoonError, InvalidSpec
 from cocoon.model.vm import ProcessSpec
 from cocoon.oci.manifest import host_platform
-from image_scene import NOTHING, compress, digest_of, inventory, make_oci_layout, make_tar, make_world, pack
+from image_scene import NOTHING, compress, digest_of, inventory, make_oci_layout, make_tar, pack
 from image_scene import Layer as FakeLayer
 from layer_scene import listed, tar_of
 
@@ -27,11 +27,6 @@ PACKED = {
     "zstd": lambda data: compress(data, "zstd"),
     "xz": lambda data: lzma.compress(data),
 }
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    return make_world(tmp_path / "root")
 
 
 def write(directory: Path, **tars: bytes) -> list[str]:

@@ -56,11 +56,6 @@ def blobs_of(world, image) -> list[str]:
     return [world.paths.blob(layer.blob) for layer in image.layers]
 
 
-@pytest.fixture
-def world(tmp_path: Path):
-    return make_world(tmp_path / "root")
-
-
 @pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
 def test_pull_from_a_real_registry(world, registry, tmp_path: Path, compression: str) -> None:
     layers = [Layer(LOWER, compression), Layer(UPPER, compression)]

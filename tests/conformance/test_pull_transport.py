@@ -43,11 +43,6 @@ class Notes:
 
 
 @pytest.fixture
-def world(tmp_path: Path):
-    return make_world(tmp_path / "root")
-
-
-@pytest.fixture
 def proxy(registry):
     with proxy_of(registry.host) as running:
         yield running

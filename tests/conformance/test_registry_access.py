@@ -52,11 +52,6 @@ class StrictRegistry(fixtures.Registry):
 
 
 @pytest.fixture
-def world(tmp_path: Path):
-    return make_world(tmp_path / "root")
-
-
-@pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user without any credentials."""
     for name in ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"):

@@ -151,7 +151,8 @@ def test_strangers_are_refused(scene: Scene) -> None:
     """Only root may connect, also if somebody opened the directory up."""
     scene.launch("echo")
     scene.wait_log(b"ready")
-    for path in (scene.paths.run_dir, scene.paths.console_socket, scene.paths.shim_socket):
+    control = f"{scene.paths.run_dir}/shim.sock"
+    for path in (scene.paths.run_dir, scene.paths.console_socket, control):
         os.chmod(path, 0o777)
     for parent in Path(scene.paths.run_dir).parents:
         if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
@@ -167,9 +168,7 @@ def test_strangers_are_refused(scene: Scene) -> None:
         "    print('answer', answer)\n"
     )
     argv = ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", code]
-    shown = subprocess.run(
-        [*argv, scene.paths.console_socket, scene.paths.shim_socket], capture_output=True, text=True, timeout=30
-    )
+    shown = subprocess.run([*argv, scene.paths.console_socket, control], capture_output=True, text=True, timeout=30)
     assert shown.stdout == "answer b''\nanswer b''\n", shown
     goes = scene.console()
     assert receive(goes, b"ready\n")

@@ -68,6 +68,35 @@ def test_pull(cocoon, disk: Path, point: str, action: str) -> None:
         assert os.listdir(world.paths.parts) == []
 
 
+@pytest.mark.parametrize("point", ["image.url:here", *ASSEMBLE])
+def test_a_whole_download_outlives_a_death(cocoon, disk: Path, point: str) -> None:
+    """Where a checksum can tell that it is whole: only the first byte is asked for again."""
+    data = disk.read_bytes()
+    with file_server() as server:
+        url = f"{server.url('disk', data)}#sha256={hashlib.sha256(data).hexdigest()}"
+        die(cocoon, point, "kill", "image", "pull", url)
+        server.requests.clear()
+        world = open_again(cocoon)
+        verbs.pull_image(world, url)
+        assert server.requests == [("/disk", "bytes=0-0")]
+        assert os.listdir(world.paths.parts) == []
+
+
+def test_another_file_of_the_same_length(cocoon, disk: Path) -> None:
+    """It is taken for what it was, found out by the checksum, and fetched the next time."""
+    old = disk.read_bytes()
+    new = old[:-1] + bytes([old[-1] ^ 1])
+    with file_server() as server:
+        url = server.url("disk", old)
+        die(cocoon, "image.disk:fetched", "kill", "image", "pull", f"{url}#sha256={hashlib.sha256(old).hexdigest()}")
+        server.url("disk", new)
+        wanted = f"{url}#sha256={hashlib.sha256(new).hexdigest()}"
+        assert "thrown away" in cocoon.run("image", "pull", wanted, check=False).stderr
+        world = open_again(cocoon)
+        assert os.listdir(world.paths.parts) == []
+        verbs.pull_image(world, wanted)
+
+
 def test_death_after_the_commit_leaves_the_image(cocoon, disk: Path) -> None:
     die(cocoon, "image.make:end", "kill", "image", "import", "disk", str(disk))
     world = open_again(cocoon)

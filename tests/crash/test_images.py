@@ -61,6 +61,28 @@ def test_death_after_the_commit_leaves_the_image(cocoon, layout: Path) -> None:
     assert inventory(world) == NOTHING
 
 
+def test_two_spellings_at_the_same_moment(cocoon, layout: Path, tmp_path: Path) -> None:
+    """Whoever commits second finds the name of the first, although neither was there when both began."""
+    other = make_oci_layout(tmp_path / "other", [BASE])
+    spellings = ("app", "docker.io/library/app:latest", "index.docker.io/app")
+    environment = {"COCOON_FAILPOINT": "image.make:commit:stop"}
+    stopped = [cocoon.start("image", "import", name, str(layout), env=environment) for name in spellings]
+    for process in stopped:
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    cocoon.run("image", "import", "library/app", str(other))
+    shown = []
+    for process in stopped:
+        process.send_signal(signal.SIGCONT)
+        out, err = process.communicate(timeout=150)
+        assert process.returncode == 0, err
+        shown.append(out)
+    assert shown == ["library/app\n"] * 3
+    world = open_again(cocoon)
+    assert inventory(world)["images"] == ["library/app"] and len(verbs.find_image(world, "app").layers) == 2
+    verbs.remove_image(world, "app")
+    assert inventory(world) == NOTHING
+
+
 def stall_in_the_middle(image: FakeImage) -> tuple[threading.Event, threading.Event]:
     """From now on the registry sends half of BASE, sets the first event, and waits for the second."""
     begun, stop = threading.Event(), threading.Event()

@@ -6,7 +6,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,15 +18,10 @@ from cocoon.host.http import HTTPLimits
 from cocoon.host.retry import Patience
 from disk_scene import MIB, make_disk, make_raw
 from disk_server import FileServer, file_server
-from image_scene import NOTHING, inventory, make_world
+from image_scene import NOTHING, inventory
 from patience import soon
 
 QUICK_S = 5.0
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    return make_world(tmp_path / "root")
 
 
 @pytest.fixture

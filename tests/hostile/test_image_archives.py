@@ -21,14 +21,8 @@ from image_scene import (
     inventory,
     make_oci_layout,
     make_tar,
-    make_world,
     special,
 )
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    return make_world(tmp_path / "root")
 
 
 def refuse_archive(world, tmp_path: Path, data: bytes, words: str) -> None:

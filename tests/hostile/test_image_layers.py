@@ -20,25 +20,11 @@ from image_scene import (
     Layer,
     LyingRegistry,
     digest_of,
-    lying_registry,
     make_oci_layout,
     make_tar,
-    make_world,
     special,
 )
 from patience import soon
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    return make_world(tmp_path / "root")
-
-
-@pytest.fixture
-def liar():
-    with lying_registry() as registry:
-        yield registry
-
 
 HOSTILE_TARS = {
     "upwards": (lambda: tar_with(("../../etc/passwd", b"x")), "leads upwards"),

@@ -22,20 +22,8 @@ from image_scene import (
     digest_of,
     inventory,
     lying_registry,
-    make_world,
     send,
 )
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    return make_world(tmp_path / "root")
-
-
-@pytest.fixture
-def liar():
-    with lying_registry() as registry:
-        yield registry
 
 
 @pytest.fixture

@@ -94,9 +94,15 @@ def test_a_part_is_gone_on_with(tmp_path: Path) -> None:
     again = Partial(str(tmp_path), URL)
     assert again.state == make_state(100, 60)
     assert again.write(1, b"c" * 40) == 200
-    again.move_to(str(tmp_path / "whole"))
+    again.link_to(str(tmp_path / "whole"))
     assert (tmp_path / "whole").read_bytes() == b"a" * 100 + b"b" * 60 + b"c" * 40
-    assert os.listdir(tmp_path) == ["whole"]
+    kept = Partial(str(tmp_path), URL)
+    assert kept.bare_length == 200 and kept.state.here == 0
+    kept.close()  # Nobody has looked at it: it stays as it is.
+    assert Partial(str(tmp_path), URL).bare_length == 200
+    kept = Partial(str(tmp_path), URL)
+    kept.take_whole('"e"')
+    assert kept.state.here == kept.state.length == 200 and kept.bare_length == 0
 
 
 def test_an_empty_part_is_not_kept(tmp_path: Path) -> None:
@@ -132,7 +138,7 @@ def test_records_that_make_no_sense(tmp_path: Path, change: dict) -> None:
     part.begin(make_state(0))
     part.write(0, b"a" * 30)
     part.state = make_state(30).replace(**change)
-    part._save()
+    part.save()
     assert Partial(str(tmp_path), URL).state.here == 0
 
 

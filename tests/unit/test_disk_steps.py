@@ -17,18 +17,12 @@ from cocoon.plan.steps import MakeSparseDisk
 from cocoon.plan.world import World
 from cocoon.units import GIB, MIB
 from cocoon.value import from_plain, to_plain
-from image_scene import make_world
 
 UID = 1_900_000_042
 FILES = (
     SeedFile(name="meta-data", content='{"instance-id": "X"}\n'),
     SeedFile(name="user-data", content="#!/bin/sh\necho 'it''s' \"ünïcode\" %s \\n\n"),
 )
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return make_world(tmp_path / "root")
 
 
 def make_steps(directory: Path) -> dict[str, Step]:

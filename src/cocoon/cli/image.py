@@ -8,7 +8,7 @@ from typing import cast
 
 from cocoon.cli.context import Context
 from cocoon.cli.grammar import Call, Command, Option
-from cocoon.cli.options import OUTPUT, QUIET, Batch, checked_reference, references
+from cocoon.cli.options import OUTPUT, QUIET, Batch, checked_reference, for_each, references
 from cocoon.cli.output import say, write_json, write_line
 from cocoon.cli.process import PROCESS_OPTIONS, read_environment
 from cocoon.engine import image as verbs
@@ -192,14 +192,14 @@ def _tag(context: Context, call: Call) -> int:
 
 def _rm(context: Context, call: Call) -> int:
     world = context.engine().world()
-    batch = Batch(context.json)
     for word in references(call):
         verbs.find_image(world, word)  # All are found before the first goes.
-    for word in references(call):
-        with batch.item(word):
-            image = verbs.remove_image(world, word, force=call.is_on("force"))
-            batch.succeed(image.id, image.name)
-    return batch.end()
+
+    def remove(word: str) -> tuple[str, str]:
+        image = verbs.remove_image(world, word, force=call.is_on("force"))
+        return image.id, image.name
+
+    return for_each(call, remove, json=context.json)
 
 
 COMMANDS = {

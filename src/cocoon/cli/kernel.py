@@ -7,7 +7,7 @@ import time
 
 from cocoon.cli.context import Context
 from cocoon.cli.grammar import Call, Command, Option
-from cocoon.cli.options import OUTPUT, QUIET, Batch, checked_reference, references
+from cocoon.cli.options import OUTPUT, QUIET, checked_reference, for_each
 from cocoon.cli.output import say, write_json, write_line
 from cocoon.engine import kernel as verbs
 from cocoon.engine.inspect import render_time
@@ -103,12 +103,12 @@ def _inspect(context: Context, call: Call) -> int:
 
 def _rm(context: Context, call: Call) -> int:
     world = context.engine().world()
-    batch = Batch(context.json)
-    for word in references(call):
-        with batch.item(word):
-            kernel = verbs.remove_kernel(world, word)
-            batch.succeed(kernel.id, kernel.name)
-    return batch.end()
+
+    def remove(word: str) -> tuple[str, str]:
+        kernel = verbs.remove_kernel(world, word)
+        return kernel.id, kernel.name
+
+    return for_each(call, remove, json=context.json)
 
 
 COMMANDS = {

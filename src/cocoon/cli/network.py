@@ -7,7 +7,7 @@ import time
 
 from cocoon.cli.context import Context
 from cocoon.cli.grammar import Call, Command, Option
-from cocoon.cli.options import OUTPUT, QUIET, Batch, references
+from cocoon.cli.options import OUTPUT, QUIET, for_each
 from cocoon.cli.output import say, write_json, write_line
 from cocoon.engine import network as verbs
 from cocoon.engine.inspect import render_time
@@ -84,12 +84,12 @@ def _inspect(context: Context, call: Call) -> int:
 
 def _rm(context: Context, call: Call) -> int:
     world = context.engine().world()
-    batch = Batch(context.json)
-    for word in references(call):
-        with batch.item(word):
-            network = verbs.remove_network(world, word)
-            batch.succeed(network.name, network.name)
-    return batch.end()
+
+    def remove(word: str) -> tuple[str, str]:
+        name = verbs.remove_network(world, word).name
+        return name, name
+
+    return for_each(call, remove, json=context.json)
 
 
 COMMANDS = {

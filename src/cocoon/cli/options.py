@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cocoon.cli.grammar import Call, Option
@@ -68,3 +68,13 @@ class Batch:
         errors = [error for _, error in self._failed]
         hints = dict.fromkeys(error.hint for error in errors if error.hint)
         raise type(errors[0])("; ".join(error.message for error in errors), hint="; ".join(hints))
+
+
+def for_each(call: Call, act: Callable[[str], tuple[str, str]], *, json: bool) -> int:
+    """A Batch of `act` on each of the command's references, in order; `act` returns the id and what is shown of what it
+    did."""
+    batch = Batch(json)
+    for word in references(call):
+        with batch.item(word):
+            batch.succeed(*act(word))
+    return batch.end()

@@ -25,12 +25,14 @@ GROWTH = 4  # A compressed qcow2 becomes so many times larger, about.
 class DiskAssembly:
     """One disk under way. `force` converts again what is here; `platform` is what the image is recorded for."""
 
-    def __init__(self, world: World, source: DiskSource, progress: Progress | None, *, platform: str) -> None:
+    def __init__(
+        self, world: World, source: DiskSource, progress: Progress | None, *, platform: str, force: bool = False
+    ) -> None:
         self._world = world
         self._source = source
         self._progress = progress or Silent()
         self._platform = platform
-        self.force = False
+        self._force = force
 
     def make(self, work_dir: str, *, name: str, created_at: float) -> Image:
         """The image, its file under its name, its rows not yet written. The work directory holds on to the file.
@@ -68,12 +70,12 @@ class DiskAssembly:
             progress.advance(key, done)
 
         given = self._source.fetch(f"{work_dir}/given", on_progress)
-        progress.end(key, "fetched")
+        progress.end(key, self._source.outcome)
         return given
 
     def _find_known(self, work_dir: str, sha256: str) -> BaseDisk | None:
         """What was made of the bytes with this hash before, when it is whole."""
-        if self.force:
+        if self._force:
             return None
         store = self._world.store
         with store.read() as reader:
@@ -91,7 +93,7 @@ class DiskAssembly:
         directory = f"{work_dir}/convert"
         converted = convert_disk(path, facts, what=what, directory=directory, config=self._world.config)
         failpoint("image.disk:converted")
-        blobs.publish_files(self._world.store, work_dir, [converted.file], replace=self.force)
+        blobs.publish_files(self._world.store, work_dir, [converted.file], replace=self._force)
         failpoint("image.disk:published")
         file = converted.file
         return BaseDisk(blob=file.sha256, size_bytes=file.size_bytes, virtual_bytes=converted.virtual_bytes)

@@ -69,7 +69,9 @@ class Download:
         Unsupported (no length, too long), HostFault, Interrupted.
         """
         remote = self._probe()
-        if not self._continues(partial.state, remote):
+        if self.is_checked and partial.bare_length == remote.length:
+            partial.take_whole(remote.validator)
+        elif not self._continues(partial.state, remote):
             if partial.state.here:
                 self._note(f"{self._shown} is another file now, or cannot be gone on with: beginning again")
             require_space(os.path.dirname(partial.path), remote.length, self._shown)
@@ -86,6 +88,7 @@ class Download:
         except Corrupt:
             partial.drop()
             raise
+        partial.save()  # Looking at all of it takes its time.
 
     def _continues(self, state: State, remote: Remote) -> bool:
         """Whether what is here is of the same version, and the rest can be had."""

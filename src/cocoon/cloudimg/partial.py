@@ -4,7 +4,8 @@
     parts/<sha256 of the URL>.lock   held by the command that fetches it; free after any death
 
 The record never says more than is on the disk: it is written after the bytes have been synced. It belongs to one
-version of the file at the URL, told by its length and its validator (ETag or Last-Modified).
+version of the file at the URL, told by its length and its validator (ETag or Last-Modified). A part without a record
+may be a whole file that a command died over while it converted it; a checksum can tell.
 """
 
 from __future__ import annotations
@@ -54,13 +55,17 @@ def part_stem(directory: str, url: str) -> str:
 
 
 class Partial:
-    """The part of one URL; the caller holds its lock. `write` is for several threads, each in its own segment."""
+    """The part of one URL; the caller holds its lock. `write` is for several threads, each in its own segment.
+
+    `bare_length` is that of a file without a record, 0 where there is one.
+    """
 
     def __init__(self, directory: str, url: str) -> None:
         self.path = f"{part_stem(directory, url)}{SUFFIX}"
         self.state = State(url=url, length=0, validator="", segments=())
         self._lock = threading.Lock()
         self._unsaved = 0
+        self.bare_length = 0
         try:
             self._fd = os.open(self.path, FLAGS, 0o600)
         except OSError as error:
@@ -73,12 +78,18 @@ class Partial:
     def begin(self, state: State) -> None:
         """Forgets what is here; from now on it is `state`. Raises HostFault."""
         with self._lock:
-            self.state = state
+            self.state, self.bare_length = state, 0
             try:
                 os.ftruncate(self._fd, 0)
                 os.ftruncate(self._fd, state.length + STATE_BYTES)
             except OSError as error:
                 raise host_fault(f"write {self.path}", error) from error
+
+    def take_whole(self, validator: str) -> None:
+        """What is here without a record is the whole file, of this version, as far as one can tell."""
+        length, self.bare_length = self.bare_length, 0
+        segment = Segment(start=0, end=length, at=length)
+        self.state = self.state.replace(length=length, validator=validator, segments=(segment,))
 
     def write(self, number: int, data: bytes) -> int:
         """The next bytes of segment `number`; how many are here in all. Raises HostFault."""
@@ -97,18 +108,19 @@ class Partial:
             self.state = self.state.replace(segments=tuple(changed))
             self._unsaved += len(data)
             if self._unsaved >= SAVE_BYTES:
-                self._save()
+                self.save()
             return self.state.here
 
     def close(self) -> None:
         """Keeps what is here for the next time, if anything is."""
         if self._fd < 0:
             return
-        if not self.state.here:
+        if not self.state.here and not self.bare_length:
             self.drop()
             return
         try:
-            self._save()
+            if not self.bare_length:
+                self.save()
         except HostFault:
             pass  # The last record that was written still says less than is here.
         finally:
@@ -122,15 +134,16 @@ class Partial:
             self._fd = -1
         remove_file(self.path)
 
-    def move_to(self, path: str) -> None:
-        """All is here: the file becomes `path`, which must be on the same file system. Raises HostFault."""
+    def link_to(self, path: str) -> None:
+        """All is here: the file, without a record, is `path` as well, on the same file system. Raises HostFault."""
         try:
+            os.fdatasync(self._fd)
             os.ftruncate(self._fd, self.state.length)
             os.close(self._fd)
             self._fd = -1
-            os.rename(self.path, path)
+            os.link(self.path, path)
         except OSError as error:
-            raise host_fault(f"move {self.path} to {path}", error) from error
+            raise host_fault(f"link {self.path} to {path}", error) from error
 
     def read(self, at: int, count: int) -> bytes:
         """Bytes that are here. Raises HostFault."""
@@ -139,8 +152,8 @@ class Partial:
         except OSError as error:
             raise host_fault(f"read {self.path}", error) from error
 
-    def _save(self) -> None:
-        """Writes the record, after the bytes that it speaks of."""
+    def save(self) -> None:
+        """Writes the record, after the bytes that it speaks of. Raises HostFault."""
         record = json.dumps(to_plain(self.state)).encode()
         try:
             os.fdatasync(self._fd)
@@ -153,6 +166,7 @@ class Partial:
     def _read(self) -> State | None:
         """The record that is there; None when there is none that fits."""
         size = os.fstat(self._fd).st_size
+        self.bare_length = size
         if size <= STATE_BYTES:
             return None
         try:
@@ -160,6 +174,7 @@ class Partial:
             _check(state, self.state.url, size - STATE_BYTES)
         except (ValueError, RecursionError, CocoonError):
             return None
+        self.bare_length = 0
         return state
 
 

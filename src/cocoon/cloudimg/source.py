@@ -8,13 +8,14 @@ from typing import Protocol
 
 from cocoon.cloudimg.checksums import Checksum
 from cocoon.cloudimg.download import Download
-from cocoon.cloudimg.partial import Partial
+from cocoon.cloudimg.partial import Partial, part_stem
 from cocoon.cloudimg.url import DiskURL
 from cocoon.errors import Corrupt, Unsupported
 from cocoon.host.failpoint import failpoint
-from cocoon.host.files import host_fault
+from cocoon.host.files import host_fault, remove_file
 from cocoon.images.decompress import ALL_FORMATS, Decompressor, disk_limit
 from cocoon.images.given import CHUNK_BYTES, STDIN, GivenFile, end_sparse, write_sparse
+from cocoon.images.parts import SUFFIX
 from cocoon.units import printable, render_size
 from cocoon.value import Value
 
@@ -31,10 +32,11 @@ class GivenDisk(Value):
 
 class DiskSource(Protocol):
     """Files, a URL. `what` names the image in errors; `promised` is the SHA-256 that its bytes will have, "" if nobody
-    has said."""
+    has said; `outcome` what a progress display says when they are here."""
 
     what: str
     promised: str
+    outcome: str
 
     def fetch(self, path: str, on_progress: Callable[[int, int], None]) -> GivenDisk:
         """Makes the new file `path` of it. `on_progress` is told how many of how many bytes (0: unknown) are here.
@@ -45,6 +47,8 @@ class DiskSource(Protocol):
 
 class FileSource:
     """One disk in one file, or in several that are its parts, in order."""
+
+    outcome = "read"
 
     def __init__(self, files: Sequence[GivenFile]) -> None:
         self._files = files
@@ -111,6 +115,8 @@ def inflate(source: str, target: str, *, what: str) -> None:
 class URLSource:
     """The disk at a URL; the caller holds the lock of its part. `expected` is None when nothing vouches for it."""
 
+    outcome = "fetched"
+
     def __init__(self, disk: DiskURL, download: Download, *, parts_dir: str, expected: Checksum | None) -> None:
         self._disk = disk
         self._download = download
@@ -121,16 +127,20 @@ class URLSource:
         download.is_checked = expected is not None
 
     def fetch(self, path: str, on_progress: Callable[[int, int], None]) -> GivenDisk:
-        """See DiskSource. What is here when it ends early is gone on with the next time."""
+        """See DiskSource. What is here when it ends early is gone on with the next time, until `drop_part`."""
         partial = Partial(self._parts_dir, self._disk.url)
         try:
             self._download.fetch(partial, on_progress)
             failpoint("image.url:here")
             digest = self._verify(partial)
-            partial.move_to(path)
+            partial.link_to(path)
         finally:
             partial.close()
         return GivenDisk(sha256=digest, size_bytes=partial.state.length, source=self._disk.url)
+
+    def drop_part(self) -> None:
+        """Removes what is kept of the file: it is an image now, or can never be one."""
+        remove_file(f"{part_stem(self._parts_dir, self._disk.url)}{SUFFIX}")
 
     def _verify(self, partial: Partial) -> str:
         """The SHA-256 of what is here. Raises Corrupt when it is not what was promised."""

@@ -6,12 +6,13 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from cocoon.errors import Corrupt, HostFault, Unsupported
 from cocoon.model.image import Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cocoon.cloudimg.source import DiskSource
+    from cocoon.cloudimg.assemble import DiskAssembly
     from cocoon.cloudimg.url import DiskURL
     from cocoon.images.given import GivenFile
     from cocoon.images.source import Progress
@@ -21,14 +22,20 @@ if TYPE_CHECKING:
 TURN_TIMEOUT_S = 6 * 3600.0
 
 
-def import_disk(world: World, name: str, files: Sequence[GivenFile], *, progress: Progress | None = None) -> Image:
-    """The disk in `files`, which are its parts in order, under `name`.
+def import_disk(
+    world: World, name: str, files: Sequence[GivenFile], *, platform: str = "", progress: Progress | None = None
+) -> Image:
+    """The disk in `files`, which are its parts in order, under `name`; it is for `platform`, "" for the host's.
 
-    Raises Unsupported (no disk, not a whole one), Corrupt, CommandFailed, HostFault, Interrupted.
+    Raises InvalidSpec (the platform), Unsupported (no disk, not a whole one), Corrupt, CommandFailed, HostFault,
+    Interrupted.
     """
+    from cocoon.cloudimg.assemble import DiskAssembly
     from cocoon.cloudimg.source import FileSource
+    from cocoon.oci.manifest import parse_platform
 
-    return _make(world, FileSource(files), name, progress=progress)
+    shown = str(parse_platform(platform).replace(variant=""))
+    return _make(world, DiskAssembly(world, FileSource(files), progress, platform=shown), name)
 
 
 def pull_disk(
@@ -56,11 +63,13 @@ def pull_disk(
 
 
 def _fetch(world: World, disk: DiskURL, *, checksum: str, force: bool, progress: Progress | None) -> Image:
+    from cocoon.cloudimg.assemble import DiskAssembly
     from cocoon.cloudimg.download import Download
     from cocoon.cloudimg.source import URLSource
     from cocoon.cloudimg.url import find_expected
     from cocoon.host.http import Client
     from cocoon.images.source import Cancel
+    from cocoon.oci.manifest import host_platform
 
     cancel = Cancel(world.cancel)
     client = Client(stop=cancel.check)
@@ -72,7 +81,14 @@ def _fetch(world: World, disk: DiskURL, *, checksum: str, force: bool, progress:
 
     download = Download(client, disk.url, cancel=cancel, note=note)
     source = URLSource(disk, download, parts_dir=world.paths.parts, expected=expected)
-    return _make(world, source, disk.url, progress=progress, force=force)
+    platform = str(host_platform().replace(variant=""))
+    try:
+        image = _make(world, DiskAssembly(world, source, progress, platform=platform, force=force), disk.url)
+    except (Corrupt, Unsupported, HostFault):
+        source.drop_part()  # It is no good, or most likely there is no room.
+        raise
+    source.drop_part()
+    return image
 
 
 def _find_whole(world: World, disk: DiskURL) -> Image | None:
@@ -104,17 +120,12 @@ def _turn(world: World, url: str) -> Iterator[None]:
         held.remove()
 
 
-def _make(world: World, source: DiskSource, name: str, *, progress: Progress | None, force: bool = False) -> Image:
-    from cocoon.cloudimg.assemble import DiskAssembly
-    from cocoon.cloudimg.steps import AssembleDisk, DiskWorld
+def _make(world: World, assembly: DiskAssembly, name: str) -> Image:
+    from cocoon.cloudimg.steps import AssembleDisk
     from cocoon.engine.image import make_image
-    from cocoon.oci.manifest import host_platform
+    from cocoon.images.steps import MakingWorld
 
-    assembly = DiskAssembly(world, source, progress, platform=str(host_platform().replace(variant="")))
-    assembly.force = force
+    making = MakingWorld(world)
+    making.maker = assembly
     created_at = time.time()
-    return make_image(
-        DiskWorld(world, assembly),
-        name,
-        lambda work_dir: (AssembleDisk(work_dir=work_dir, name=name, created_at=created_at),),
-    )
+    return make_image(making, lambda work_dir: (AssembleDisk(work_dir=work_dir, name=name, created_at=created_at),))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cocoon.engine.image_users import check_unused, files_of, find_users
 from cocoon.errors import Ambiguous, HostFault, InvalidSpec, NotFound
+from cocoon.images.naming import known_name
 from cocoon.model.image import Image, ImageConfig
 from cocoon.model.vm import ProcessSpec
 from cocoon.units import printable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from cocoon.images.given import GivenFile
     from cocoon.images.source import ImageSource, Progress
+    from cocoon.images.steps import MakingWorld
     from cocoon.plan.step import Step
     from cocoon.plan.world import World
     from cocoon.store.reader import Reader
@@ -58,17 +60,18 @@ def pull_image(
     if "://" in ref:
         from cocoon.engine.disk_image import pull_disk
 
+        if options.platform:
+            hint = "take the URL of the disk for that platform"
+            raise InvalidSpec("--platform chooses among those of a reference; a URL is of one disk", hint=hint)
         return pull_disk(world, ref, checksum=options.checksum, force=options.force, progress=progress)
     if options.checksum:
         raise InvalidSpec("--checksum is for disks at URLs", hint="for an image in a registry write NAME@sha256:<hex>")
     reference = parse_reference(ref)
-    with world.store.read() as reader:
-        name = known_name(reader, f"{reference}")
     source = RegistrySource(
         reference, world.config, platform=options.platform, parts_dir=world.paths.parts, progress=progress
     )
     try:
-        image = _make(world, source, name, progress=progress, force=options.force)
+        image = _make(world, source, str(reference), progress=progress, force=options.force)
     except HostFault:
         source.drop_parts()  # Most likely there is no room.
         raise
@@ -124,8 +127,6 @@ def import_image(
     check_import_name(name)
     options = options or ImportOptions()
     options = options.replace(reference=options.reference or name)
-    with world.store.read() as reader:
-        name = known_name(reader, name)
     paths = (files,) if isinstance(files, str) else tuple(files) or ("-",)
     if len(paths) == 1 and os.path.isdir(paths[0]):
         _check_says_itself(options, "an OCI layout")
@@ -136,7 +137,7 @@ def import_image(
             from cocoon.engine.disk_image import import_disk
 
             _check_says_itself(options, "a disk")
-            return import_disk(world, name, given, progress=progress)
+            return import_disk(world, name, given, platform=options.platform, progress=progress)
         return _import_tars(world, name, given, options=options, progress=progress)
 
 
@@ -177,23 +178,22 @@ def _is_disk(given: Sequence[GivenFile]) -> bool:
 
 
 def _make(world: World, source: ImageSource, name: str, *, progress: Progress | None, force: bool = False) -> Image:
-    from cocoon.images.steps import AssembleImage, ImageWorld
+    from cocoon.images.steps import AssembleImage, layers_world
 
-    image_world = ImageWorld(world, source, progress)
-    image_world.assembly.force = force
     created_at = time.time()
     return make_image(
-        image_world, name, lambda work_dir: (AssembleImage(work_dir=work_dir, name=name, created_at=created_at),)
+        layers_world(world, source, progress, force=force),
+        lambda work_dir: (AssembleImage(work_dir=work_dir, name=name, created_at=created_at),),
     )
 
 
-def make_image(world: World, name: str, draw_steps: Callable[[str], tuple[Step, ...]]) -> Image:
-    """Carries out the steps that make an image in the work directory they are given, and gives the image `name`.
+def make_image(world: MakingWorld, draw_steps: Callable[[str], tuple[Step, ...]]) -> Image:
+    """Carries out the steps that make an image in the work directory they are given, and gives the image the name that
+    they say, or the one that is here and means the same.
 
     What had the name before goes when nothing else needs it. Raises what the steps raise.
     """
     from cocoon.host.files import remove_tree
-    from cocoon.images import blobs
     from cocoon.images.steps import PutImage
     from cocoon.plan.execute import execute, make_operation_id
     from cocoon.plan.plan import Plan
@@ -209,15 +209,12 @@ def make_image(world: World, name: str, draw_steps: Callable[[str], tuple[Step, 
         recovery="undo",
         on_success=(PutImage(blobs_dir=world.paths.blobs),),
     )
-    with world.store.read() as reader:
-        previous = reader.image_by_name(name)
-        replaced = files_of(reader, previous) if previous is not None else []
     image = execute(world, lambda _: plan, operation_id=operation_id)["assemble"]
-    remove_tree(work_dir)
-    if replaced:
-        blobs.free(world.store, replaced)
     assert isinstance(image, Image)
-    return image
+    remove_tree(work_dir)
+    _free_unpinned(world)
+    with world.store.read() as reader:
+        return image.replace(name=known_name(reader, image.name))
 
 
 def sweep(world: World) -> None:
@@ -226,6 +223,11 @@ def sweep(world: World) -> None:
         from cocoon.images.steps import sweep_work
 
         sweep_work(world)
+    _free_unpinned(world)
+
+
+def _free_unpinned(world: World) -> None:
+    """Removes the files of images that nothing needs any more."""
     with world.store.read() as reader:
         unpinned = reader.unpinned_blobs()
     if unpinned:
@@ -264,32 +266,18 @@ def find_image_in(reader: Reader, ref: str) -> Image:
     return reader.image_by_name(known_name(reader, ref)) or reader.find_image(ref)
 
 
-def known_name(reader: Reader, name: str) -> str:
-    """The name of an image that is here and means the same as `name`, however either is spelled; else `name` itself.
-
-    Pulled images have their whole name; those that were imported or tagged have it as it was written. What follows a
-    `#` in a URL says how to check it, and is no part of the name.
-    """
-    from cocoon.oci.reference import normal_name
-
-    name = name.partition("#")[0] if "://" in name else name
-    if reader.image_by_name(name) is not None:
-        return name
-    normal = normal_name(name)
-    if not normal or reader.image_by_name(normal) is not None:
-        return normal or name
-    return next((other for other in reader.image_names() if normal_name(other) == normal), name)
-
-
 def inspect_image(world: World, ref: str) -> dict[str, object]:
     """Everything about an image, in JSON's types; `used_by` are VMs and snapshots, `merged` what its lowest layers were
     merged into."""
+    import json
+
     with world.store.read() as reader:
         image = find_image_in(reader, ref)
         names = [other.name for other in reader.images() if other.id == image.id]
         users = find_users(reader, image)
         merged = reader.merged_of(image)
     plain = dict(to_plain(image))
+    plain["metadata"] = json.loads(image.metadata) if image.metadata else {}
     plain["names"] = names
     plain["size_bytes"] = image.size_bytes
     plain["used_by"] = to_plain(users)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from cocoon.engine.image import known_name, make_image
+from cocoon.engine.image import make_image
 from cocoon.images.recipe_steps import BuildRecipe, BuiltRoot
-from cocoon.images.steps import AssembleImage, ImageWorld
+from cocoon.images.steps import AssembleImage, layers_world
 from cocoon.oci.reference import check_import_name
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ def build_image(
     name), NotFound (a program), CommandFailed (a script, a mirror), Timeout, Corrupt, HostFault, Interrupted.
     """
     check_import_name(name)
-    with world.store.read() as reader:
-        name = known_name(reader, name)
     created_at = time.time()
     with BuiltRoot(recipe) as source:
 
@@ -39,4 +37,4 @@ def build_image(
                 AssembleImage(work_dir=work_dir, name=name, created_at=created_at),
             )
 
-        return make_image(ImageWorld(world, source, progress), name, draw_steps)
+        return make_image(layers_world(world, source, progress), draw_steps)

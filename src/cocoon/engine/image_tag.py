@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cocoon.engine.image import find_image_in, known_name
+from cocoon.engine.image import find_image_in
 from cocoon.engine.image_users import files_of
+from cocoon.images.naming import known_name
 from cocoon.model.image import Image
 
 if TYPE_CHECKING:

@@ -30,10 +30,9 @@ def files_of(reader: Reader, image: Image) -> list[Blob]:
 
 def find_users(reader: Reader, image: Image) -> list[ImageUser]:
     """VMs first, then snapshots. What only shares layers with the image is no user of it."""
-    # A VM pins its image's blobs, or what some of them were merged into.
+    # Not by its pins: those of a VM are on the files that it was made with, which a pull by force replaces.
+    users = [ImageUser(kind="vm", id=vm_id, name=name) for vm_id, name in reader.vms_of(image.id)]
     pins = [pin for blob in files_of(reader, image) for pin in reader.users(blob.sha256)]
-    vms = map(reader.vm, dict.fromkeys(pin.owner_id for pin in pins if pin.owner_kind == "vm"))
-    users = [ImageUser(kind="vm", id=vm.id, name=vm.spec.name) for vm in vms if vm and vm.image_digest == image.id]
     snapshots = dict.fromkeys(pin.owner_id for pin in pins if pin.owner_kind == "snapshot")
     found = [key for key in snapshots if _is_of(reader, key, image)]
     return users + [ImageUser(kind="snapshot", id=key, name=reader.snapshot_name(key) or key) for key in found]

@@ -31,15 +31,18 @@ Known = tuple[Layer, LayerScan]  # A layer that the store has, and what is in it
 
 
 class Assembly:
-    """One image under way. `world.operation_id` names the operation whose work directory is used."""
+    """One image under way. `world.operation_id` names the operation whose work directory is used; with `force` layers
+    are converted again that are here."""
 
-    def __init__(self, world: World, source: ImageSource, progress: Progress | None, cancel: Cancel) -> None:
+    def __init__(
+        self, world: World, source: ImageSource, progress: Progress | None, cancel: Cancel, *, force: bool = False
+    ) -> None:
         self._world = world
         self._source = source
         source.stop = cancel.check
         self._progress = progress or Silent()
         self._cancel = cancel
-        self.force = False
+        self._force = force
 
     def make(self, work_dir: str, *, name: str, created_at: float) -> Image:
         """The image, its files under their names, its rows not yet written. The work directory holds on to the files.
@@ -63,11 +66,12 @@ class Assembly:
             boot_files=self._choose(image, [known[layer.digest][1] for layer in image.layers]),
             created_at=created_at,
             source=image.source,
+            metadata=image.metadata,
         )
 
     def _find_known(self, work_dir: str, wanted: dict[str, SourceLayer]) -> dict[str, Known]:
         """Of the wanted layers, those that need not be converted again."""
-        if self.force:
+        if self._force:
             return {}
         store = self._world.store
         with store.read() as reader:
@@ -116,7 +120,7 @@ class Assembly:
         """Puts the layer into the store, where others that wait for it find it, pinned by our operation."""
         failpoint("image.assemble:converted")
         layer = blobs.layer_of(converted)
-        blobs.publish(self._world.store, work_dir, [converted], replace=self.force)
+        blobs.publish(self._world.store, work_dir, [converted], replace=self._force)
         blobs.record(self._world.store, self._world.operation_id, layer)
         failpoint("image.assemble:published")
         self._progress.end(layer.digest, "converted")

@@ -21,13 +21,15 @@ class SourceLayer(Value):
 
 
 class SourceImage(Value):
-    """One image as its source describes it, checked: layers bottom first; `id`, `platform`, `source` as in Image."""
+    """One image as its source describes it, checked: layers bottom first; `id`, `platform`, `source`, `metadata` as in
+    Image."""
 
     id: str
     platform: str
     config: ImageConfig
     layers: tuple[SourceLayer, ...]
     source: str
+    metadata: str = ""
 
 
 class ImageSource(Protocol):
@@ -58,7 +60,8 @@ class Progress(Protocol):
         """Something to know meanwhile: whom we wait for, what is tried again."""
 
     def end(self, key: str, outcome: str) -> None:
-        """It is done: "converted", "exists" or "shared" (another command has made it meanwhile)."""
+        """It is done: "converted", "exists" or "shared" (another command has made it meanwhile); a disk is "read" or
+        "fetched"."""
 
 
 class Silent:

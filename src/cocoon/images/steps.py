@@ -2,7 +2,7 @@
 
     lock ─► commit operation ─► work directory ─► convert ─► publish files ─► commit image + layers + pins ─► sweep
 
-The source, the progress and the wish to repeat are no data: they come by the ImageWorld of the process that began.
+The source, the progress and the wish to repeat are no data: they come by the MakingWorld of the process that began.
 Another process needs none of them, because it only ever takes the step back.
 """
 
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from cocoon.errors import InvalidState
 from cocoon.images import blobs
+from cocoon.images.naming import known_name
 from cocoon.images.source import Cancel, ImageSource, Progress
 from cocoon.model.image import Image
 from cocoon.plan.rows import RowChange
@@ -22,28 +23,59 @@ from cocoon.plan.world import World
 from cocoon.value import Value
 
 if TYPE_CHECKING:
-    from cocoon.images.assemble import Assembly
     from cocoon.store.transaction import Transaction
 
 
-class ImageWorld(World):
-    """A World in which images are made."""
+class ImageMaker(Protocol):
+    """One image under way: of layers (images/assemble.py), or of a disk (cloudimg/assemble.py)."""
 
-    def __init__(self, world: World, source: ImageSource, progress: Progress | None) -> None:
-        from cocoon.images.assemble import Assembly
+    def make(self, work_dir: str, *, name: str, created_at: float) -> Image:
+        """The image; its files are under their names and held by the work directory, its rows are not yet written."""
 
+
+class MakingWorld(World):
+    """A World in which `maker`, which its maker sets, makes one image; `cancel` stops it."""
+
+    maker: ImageMaker
+
+    def __init__(self, world: World) -> None:
         super().__init__(store=world.store, config=world.config, report=world.report)
         self.cancel: Cancel = Cancel(world.cancel)
-        self.assembly: Assembly = Assembly(self, source, progress, self.cancel)
 
 
-class AssembleImage(Step):
+def layers_world(world: World, source: ImageSource, progress: Progress | None, *, force: bool = False) -> MakingWorld:
+    """The MakingWorld for an image of layers; with `force` layers are converted again that are here."""
+    from cocoon.images.assemble import Assembly
+
+    making = MakingWorld(world)
+    making.maker = Assembly(making, source, progress, making.cancel, force=force)
+    return making
+
+
+class Assemble(Step):
     """Fetches and converts what is missing of an image. Its output is the Image."""
 
-    step: ClassVar[str] = "assemble"
     work_dir: str
     name: str
     created_at: float
+
+    def apply(self, world: World) -> Value | None:
+        """Raises what the source does, Corrupt, Unsupported, CommandFailed, Timeout, HostFault."""
+        if not isinstance(world, MakingWorld):
+            raise InvalidState(f"image {self.name} is made by the command that asked for it only")
+        return world.maker.make(self.work_dir, name=self.name, created_at=self.created_at)
+
+    def undo(self, world: World) -> None:
+        """Stops what may still be under way, and removes every file that nobody else uses."""
+        if isinstance(world, MakingWorld):
+            world.cancel.set()
+        blobs.withdraw(world.store, self.work_dir)
+
+
+class AssembleImage(Assemble):
+    """An image of layers."""
+
+    step: ClassVar[str] = "assemble"
 
     def describe(self) -> tuple[str, ...]:
         """As skopeo and mkfs.erofs do it, for one layer."""
@@ -52,21 +84,9 @@ class AssembleImage(Step):
             "gunzip < LAYER | mkfs.erofs --tar=f --aufs -zlz4 -C16384 -T0 --mkfs-time LAYER.erofs",
         )
 
-    def apply(self, world: World) -> Value | None:
-        """Raises what the source raises, Corrupt, Unsupported, CommandFailed, HostFault."""
-        if not isinstance(world, ImageWorld):
-            raise InvalidState(f"image {self.name} is made by the command that asked for it only")
-        return world.assembly.make(self.work_dir, name=self.name, created_at=self.created_at)
-
-    def undo(self, world: World) -> None:
-        """Stops what may still be under way, and removes every file that nobody else uses."""
-        if isinstance(world, ImageWorld):
-            world.cancel.set()
-        blobs.withdraw(world.store, self.work_dir)
-
 
 class PutImage(RowChange):
-    """The image that the step made gets its name."""
+    """The image that the step made gets its name, or the one that is here by now and means the same."""
 
     change: ClassVar[str] = "image-put"
     blobs_dir: str
@@ -76,7 +96,7 @@ class PutImage(RowChange):
         image = outputs["assemble"]
         assert isinstance(image, Image)
         blobs.check_published(self.blobs_dir, image.blobs)
-        transaction.put_image(image)
+        transaction.put_image(image.replace(name=known_name(transaction, image.name)))
 
 
 def sweep_work(world: World) -> None:

@@ -82,7 +82,9 @@ class Image(Value):
 
     `id` is `sha256:<hex>` of its manifest (an archive without one: of its configuration; a cloud image: of the bytes
     that were downloaded or imported). `name` is a normalised reference, a URL or an import name; `platform` is
-    `os/arch`; `boot_files` is None for a plain container image and for a disk.
+    `os/arch`; `boot_files` is None for a plain container image and for a disk. `metadata` is what its configuration
+    says beyond `config` and the layers (labels, history, author...): a JSON object in the configuration's own form, ""
+    when there is nothing.
     """
 
     id: str
@@ -94,6 +96,7 @@ class Image(Value):
     created_at: float
     source: str
     disk: BaseDisk | None = None
+    metadata: str = ""
 
     @property
     def blobs(self) -> tuple[Blob, ...]:

@@ -175,6 +175,7 @@ class DockerSource:
             config=configuration.config,
             layers=layers,
             source=self._members.what,
+            metadata=configuration.metadata,
         )
 
     def doubt(self, layer: SourceLayer) -> bool:

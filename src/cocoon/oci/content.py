@@ -71,6 +71,7 @@ def resolve_image(
             )
         ),
         source="",
+        metadata=configuration.metadata,
     )
 
 

@@ -1,9 +1,10 @@
 """Writes an image as an OCI archive (image-spec image-layout.md, in a tar), which `docker load` reads at any age.
 
 The store has EROFS blobs, no tars, so each layer's tar is made again, twice: first to learn its digest, then to write
-it. It is made the same each time and on every host, and so is the archive: no dates, no random names. What the original
-tar said beyond file systems (order, user names, comments) is gone, and with it the original digest; an image that was
-imported from such an archive gives that archive again.
+it. It is made the same each time and on every host, and so is the archive: no dates but the image's own, no random
+names. What the original tar said beyond file systems (order, user names, comments) is gone, and with it the original
+digest; an image that was imported from such an archive gives that archive again. Labels, history and whatever else the
+configuration said come along.
 """
 
 from __future__ import annotations
@@ -106,14 +107,17 @@ def _write_layer(write: Write, layer: LayerContent, expected: _Measure, *, progr
 
 
 def _configuration(image: Image, diff_ids: list[str]) -> dict[str, Any]:
-    """The image configuration (image-spec config.md); no date, so that the same image gives the same bytes."""
+    """The image configuration (image-spec config.md); no date but what the image says itself, so that the same image
+    gives the same bytes."""
+    metadata = json.loads(image.metadata) if image.metadata else {}
     system, _, rest = image.platform.partition("/")
     architecture, _, variant = rest.partition("/")
     return {
+        **metadata,
         "architecture": architecture,
         "os": system,
         **({"variant": variant} if variant else {}),
-        "config": _settings(image.config),
+        "config": {**metadata.get("config", {}), **_settings(image.config)},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     }
 

@@ -18,6 +18,7 @@ from cocoon.value import Value
 
 MAX_MANIFEST_BYTES = 4 * MIB  # The least that a registry must accept (distribution-spec), and what most do.
 MAX_CONFIG_BYTES = 4 * MIB
+MAX_METADATA_BYTES = 1 * MIB  # Read with every image of a list: a thousand times what builders write.
 MAX_LAYERS = 500  # OVL_MAX_STACK: what overlayfs can stack at all. Docker builds at most 127.
 MAX_INDEX_DEPTH = 2
 MAX_WORDS = 10_000
@@ -42,6 +43,8 @@ _LAYER_TYPES = (
     "application/vnd.oci.image.layer.v1.tar+gzip",
     "application/vnd.oci.image.layer.v1.tar+zstd",
 )
+_MODELLED = ("architecture", "os", "variant", "rootfs", "config")
+_MODELLED_INNER = ("Entrypoint", "Cmd", "Env", "User", "WorkingDir", "StopSignal")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -73,11 +76,12 @@ class Manifest(Value):
 
 
 class Configuration(Value):
-    """What a configuration says: platform, DiffIDs bottom first, how to run it."""
+    """What a configuration says: platform, DiffIDs bottom first, how to run it; `metadata` as in Image."""
 
     platform: Platform
     diff_ids: tuple[str, ...]
     config: ImageConfig
+    metadata: str
 
 
 def host_platform() -> Platform:
@@ -239,7 +243,20 @@ def parse_configuration(data: bytes, layers: int, wanted: Platform) -> Configura
         working_dir=_word(inner, "WorkingDir"),
         stop_signal=_word(inner, "StopSignal"),
     )
-    return Configuration(platform=platform, diff_ids=tuple(diff_ids), config=config)
+    return Configuration(platform=platform, diff_ids=tuple(diff_ids), config=config, metadata=_metadata(plain, inner))
+
+
+def _metadata(plain: dict[str, Any], inner: dict[str, Any]) -> str:
+    """What is not in the other fields of Configuration, as JSON; "" for nothing, and for more than any builder says."""
+    rest = {key: item for key, item in plain.items() if key not in _MODELLED}
+    rest_inner = {key: item for key, item in inner.items() if key not in _MODELLED_INNER}
+    if rest_inner:
+        rest["config"] = rest_inner
+    try:
+        text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False) if rest else ""
+    except (ValueError, RecursionError):
+        return ""
+    return text if len(text) <= MAX_METADATA_BYTES else ""
 
 
 def _words(plain: dict[str, Any], key: str) -> tuple[str, ...]:

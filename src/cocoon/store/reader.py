@@ -78,6 +78,11 @@ class Reader:
         )
         return [decode(VMRecord, body, f"the record of VM {vm_id}") for body, vm_id in rows]
 
+    def vms_of(self, image_id: str) -> list[tuple[str, str]]:
+        """Id and name of the VMs that were made from this image, oldest first."""
+        query = "SELECT id, name FROM vm WHERE json_extract(body, '$.image_digest') = ? ORDER BY created_at, id"
+        return [(str(row[0]), str(row[1])) for row in self._rows(query, image_id)]
+
     # Images and blobs
 
     def find_image(self, ref: str) -> Image:

@@ -89,7 +89,6 @@ CREATE TABLE layer (
     blob TEXT NOT NULL REFERENCES blob (sha256) ON DELETE CASCADE
 );
 CREATE INDEX layer_blob ON layer (blob);
-CREATE INDEX layer_diff_id ON layer (diff_id);
 CREATE TABLE merged (
     chain TEXT NOT NULL UNIQUE,
     blob TEXT NOT NULL REFERENCES blob (sha256) ON DELETE CASCADE
