@@ -199,6 +199,10 @@ void move_output(struct session *session);
 void output_ready(struct watch *watch, uint32_t events);
 void let_go(struct connection *connection); /* it is in no session now */
 
+/* console.c */
+int open_console(int flags);
+bool resize_console(unsigned rows, unsigned columns);
+
 /* Verbs as processes: they write to their stdout and stderr and give an exit status. */
 int stat_task(const struct request *request);
 int tar_out_task(const struct request *request);

@@ -16,21 +16,6 @@
 #define FIRST_CLIENT_MS 30000
 #define LAST_CLIENT_MS 10000
 
-/* /dev/console cannot be reopened by name as somebody's terminal (tty(1), ssh, screen), its driver's node can. */
-static int open_console(int flags)
-{
-	char names[256], path[300];
-
-	if (read_file("/sys/class/tty/console/active", names, sizeof names) > 0) {
-		char *name = trim(names), *last = strrchr(name, ' ');
-		snprintf(path, sizeof path, "/dev/%s", last ? last + 1 : name);
-		int fd = open(path, flags | O_NOCTTY | O_CLOEXEC);
-		if (fd >= 0)
-			return fd;
-	}
-	return open("/dev/console", flags | O_NOCTTY | O_CLOEXEC);
-}
-
 static void take_terminal(const struct account *account)
 {
 	int fd = open_console(O_RDWR);
@@ -126,6 +111,7 @@ _Noreturn void become_init(struct config *config)
 	const struct launch launch = {.environment = config->environment, .account.home = "/root"};
 
 	leave_agent_behind();
+	leave_ending();
 	set_environment(&launch);
 	execvp(config->arguments[0], config->arguments);
 	fail("cannot run the image's init %s: %s", config->arguments[0], strerror(errno));

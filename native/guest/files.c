@@ -80,11 +80,3 @@ bool parse_number(const char *text, long low, long high, long *number)
 	*number = strtol(text, &end, 10);
 	return errno == 0 && *end == '\0' && *number >= low && *number <= high;
 }
-
-/* The engine says `reboot=` to the kernel of a machine whose VMM ends on a reset, and that a power-off only halts. */
-bool ends_by_reboot(void)
-{
-	char words[8192] = " ";
-
-	return read_file("/proc/cmdline", words + 1, sizeof words - 1) > 0 && strstr(words, " reboot=");
-}

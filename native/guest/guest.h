@@ -55,7 +55,6 @@ int write_file(const char *path, const char *text, mode_t mode);
 void make_directories(char *path, mode_t mode);
 char *trim(char *text);
 bool parse_number(const char *text, long low, long high, long *number);
-bool ends_by_reboot(void); /* this machine, since it has no power management */
 
 /* modules.c, bootconfig.c, disks.c, root.c, network.c */
 void load_modules(const char *order_path);
@@ -74,6 +73,12 @@ void write_identity(const struct config *config);
 void parse_data(char *text, struct config *config);
 void mount_data(const struct config *config);
 void seal_data(const struct config *config);
+
+/* ending.c */
+#define ENDING_NAME "cocoon-ending"
+bool ends_by_reboot(void);
+void leave_ending(void);
+int end_instead(const char *what);
 
 /* command.c: the image's init in our place. */
 _Noreturn void become_init(struct config *config);

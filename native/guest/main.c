@@ -74,7 +74,7 @@ static void mount_early(void)
 
 /* The kernel opens /dev/console for us, but not one whose driver is a module that we are yet to load (hvc0): then we
  * start without any descriptor. Called before and after. */
-static void open_console(void)
+static void open_standard_streams(void)
 {
 	int fd = open("/dev/console", O_RDWR | O_NOCTTY);
 
@@ -99,13 +99,17 @@ static char *kernel_parameter(char *cmdline, const char *name)
 	return NULL;
 }
 
-/* `cocoon-agent`, or `cocoon-init --agent`: the same program as a service. */
-static bool is_agent(int count, char **words)
+static bool is_called(const char *wanted, int count, char **words)
 {
 	const char *name = count ? strrchr(words[0], '/') : NULL;
 
-	name = name ? name + 1 : count ? words[0] : "";
-	return strcmp(name, "cocoon-agent") == 0 || (count > 1 && strcmp(words[1], "--agent") == 0);
+	return strcmp(name ? name + 1 : count ? words[0] : "", wanted) == 0;
+}
+
+/* `cocoon-agent`, or `cocoon-init --agent`: the same program as a service. */
+static bool is_agent(int count, char **words)
+{
+	return is_called("cocoon-agent", count, words) || (count > 1 && strcmp(words[1], "--agent") == 0);
 }
 
 int main(int count, char **words)
@@ -113,6 +117,8 @@ int main(int count, char **words)
 	static struct config config;
 	static char cmdline[8192];
 
+	if (getpid() != 1 && is_called(ENDING_NAME, count, words))
+		return end_instead(count > 1 ? words[1] : "");
 	if (getpid() != 1 && is_agent(count, words))
 		run_agent();
 	if (getpid() != 1) {
@@ -123,9 +129,9 @@ int main(int count, char **words)
 	reboot(RB_DISABLE_CAD);
 	mount_early();
 	end_by_reboot = ends_by_reboot();
-	open_console();
+	open_standard_streams();
 	load_modules("/modules/order");
-	open_console();
+	open_standard_streams();
 
 	if (read_file("/proc/cmdline", cmdline, sizeof cmdline) < 0)
 		fail("cannot read /proc/cmdline: %s", strerror(errno));

@@ -11,6 +11,7 @@
 #define DEFAULT_CREDIT (256 * 1024)
 #define DEFAULT_GRACE_S 10
 #define MAX_GRACE_S 3600
+#define MAX_TERMINAL 9999
 
 struct host_program host_program;
 static struct answer answer; /* one at a time, and too large for a stack */
@@ -274,6 +275,19 @@ static void shut_down(struct connection *connection, const struct request *reque
 		refuse(connection, "unsupported", "this guest has no poweroff to ask for: %s", strerror(errno));
 }
 
+static void size_console(struct connection *connection, const struct request *request)
+{
+	long rows = number_of(request, "rows", 1, MAX_TERMINAL, -1);
+	long columns = number_of(request, "columns", 1, MAX_TERMINAL, -1);
+
+	if (rows < 0 || columns < 0)
+		refuse(connection, "invalid", "rows= and columns= are 1 to %d", MAX_TERMINAL);
+	else if (resize_console((unsigned)rows, (unsigned)columns))
+		agree(connection);
+	else
+		refuse(connection, "failed", "the console takes no size: %s", strerror(errno));
+}
+
 static const struct verb {
 	const char *name, *keys;
 	void (*serve)(struct connection *connection, const struct request *request);
@@ -286,6 +300,7 @@ static const struct verb {
 	{"signal", "verb session signal", send_signal},
 	{"forget", "verb session", forget},
 	{"shutdown", "verb grace", shut_down},
+	{"console", "verb rows columns", size_console},
 	{"stat", "verb path credit", run_stat},
 	{"tar-out", "verb path credit", run_tar_out},
 	{"tar-in", "verb path credit", run_tar_in},

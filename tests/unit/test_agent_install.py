@@ -40,6 +40,8 @@ def test_services(tmp_path: Path, init: str, service: str, start: str) -> None:
     assert (root / "usr/local/sbin/cocoon-agent").read_bytes() == b"the agent"
     assert os.access(root / "usr/local/sbin/cocoon-agent", os.X_OK)
     assert "/usr/local/sbin/cocoon-agent" in (root / service).read_text()
+    ending = root / "usr/lib/systemd/system-shutdown/cocoon-ending"
+    assert ending.is_symlink() == ("systemd" in init)
     assert (root / start).is_symlink() and Path(os.readlink(root / start)).name == (root / service).name
 
 

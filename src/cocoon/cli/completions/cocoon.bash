@@ -140,7 +140,7 @@ _cocoon() {
             "network list") flags="--output --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "network rm") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm attach") flags="--tty --no-stdin --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm console") flags="--escape-char --read-only --take --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm console") flags="--escape-char --read-only --resize --take --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm cp") flags="--follow-link --archive --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm create") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --bridge --nics --queue-size --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm debug") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --bridge --nics --queue-size --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;

@@ -311,6 +311,7 @@ complete -c cocoon -n '__cocoon_at "vm attach"' -l no-stdin -d 'Only watch'
 complete -c cocoon -n '__cocoon_at "vm attach" 2' -f -a '(__cocoon_names vm)'
 complete -c cocoon -n '__cocoon_at "vm console"' -l escape-char -d 'Typed before a dot it leaves the console' -x
 complete -c cocoon -n '__cocoon_at "vm console"' -l read-only -d 'Watch without writing'
+complete -c cocoon -n '__cocoon_at "vm console"' -l resize -d 'Make the guests console as large as this terminal'
 complete -c cocoon -n '__cocoon_at "vm console"' -l take -d 'Write instead of whoever writes now'
 complete -c cocoon -n '__cocoon_at "vm console" 1' -f -a '(__cocoon_names vm)'
 complete -c cocoon -n '__cocoon_at "vm cp"' -s L -l follow-link -d 'Copy what a link at SOURCE leads to'
