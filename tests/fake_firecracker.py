@@ -11,8 +11,12 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from cocoon.config import Config
-from cocoon.host.facts import CACHE_NAME, gather_facts
+from cocoon.host import kvm
+from cocoon.host.facts import gather_facts
+from cocoon.model.host import HostFacts, KVMFacts
 from fixtures import PROJECT, Cocoon
 
 SOURCES = PROJECT / "tests" / "fake_vmm"
@@ -60,18 +64,19 @@ def check_requests(version: str, requests: Sequence[Asked]) -> list[str]:
 
 
 def use_fake(cocoon: Cocoon, whims: str = OLDEST) -> None:
-    """From now on the engine finds the fake in Firecracker's place, and believes that KVM runs guests here.
+    """From now on the engine finds the fake in Firecracker's place, and believes that KVM runs guests here."""
+    facts = use_program(cocoon, place_fake(cocoon.root.parent / "fakes", whims))
+    assert facts.binaries["firecracker"].version == whims.split("+")[0]
 
-    It believes what it has found out once per boot; that is where the belief is put.
+
+def use_program(cocoon: Cocoon, program: Path) -> HostFacts:
+    """The same with any program.
+
+    What an engine finds out about a host it keeps until the next boot: that is where the belief in KVM is put.
     """
-    program = place_fake(cocoon.root.parent / "fakes", whims)
     cocoon.environment["COCOON_FIRECRACKER_BINARY"] = str(program)
     config = Config(root_dir=str(cocoon.root), firecracker_binary=str(program))
-    run_dir = Path(config.paths().run_dir)
-    cocoon.run("image", "list")
-    gather_facts(config)
-    path = run_dir / CACHE_NAME
-    facts = json.loads(path.read_text())
-    facts["kvm"] = {"usable": True, "reason": ""}
-    path.write_text(json.dumps(facts))
-    os.chmod(path, 0o600)
+    os.makedirs(config.paths().run_dir, mode=0o700, exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kvm, "probe_kvm", lambda *_: KVMFacts(usable=True, reason=""))
+        return gather_facts(config, fresh=True)

@@ -134,7 +134,7 @@ def test_the_described_command_boots(boot_files: Path, run_dir: Path, disks: int
         if shutil.which("socat") is None:
             return
         run = f"RUN={paths.vm('V').run_dir}"
-        for step in (balloon, *BACKEND.plan_shutdown(vm)):
+        for step in (balloon, *BACKEND.plan_shutdown(vm, 5.0)):
             # A person sees whether the answer has come; a busy machine gets more than a second for it.
             lines = (run, *(line.replace("sleep 1", "sleep 4") for line in step.describe()))
             answer = subprocess.run(["sh", "-c", "\n".join(lines)], check=True, capture_output=True)

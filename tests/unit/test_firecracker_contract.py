@@ -34,7 +34,7 @@ def requests_of(steps: tuple[Step, ...]) -> list[Asked]:
 
 def launch_requests(vm: VMRecord, version: str, **changes: object) -> list[Asked]:
     steps = BACKEND.plan_launch(vm, make_paths(), facts_of(version, **changes))
-    return requests_of(steps) + requests_of(BACKEND.plan_shutdown(vm))
+    return requests_of(steps) + requests_of(BACKEND.plan_shutdown(vm, 5.0))
 
 
 def drawn_vms() -> list[VMRecord]:

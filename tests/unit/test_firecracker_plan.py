@@ -124,7 +124,7 @@ def test_written_disks_are_asynchronous_where_the_host_can() -> None:
 
 
 def test_shutdown_is_ctrl_alt_del() -> None:
-    (step,) = BACKEND.plan_shutdown(make_fc_vm())
+    (step,) = BACKEND.plan_shutdown(make_fc_vm(), 5.0)
     assert "SendCtrlAltDel" in step.describe()[0]
 
 

@@ -153,7 +153,7 @@ def test_an_emulated_guest_has_a_balloon_that_is_not_inflated_while_it_boots() -
 
 
 def test_shutdown_is_the_power_button() -> None:
-    (step,) = BACKEND.plan_shutdown(make_vm())
+    (step,) = BACKEND.plan_shutdown(make_vm(), 5.0)
     assert to_plain(step)["command"] == "system_powerdown"
     assert "system_powerdown" in step.describe()[0]
 

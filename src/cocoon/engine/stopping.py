@@ -21,6 +21,7 @@ END_GRACE_S = 8.0
 ASK_TIMEOUT_S = 2.0
 # For an image that may have the agent or not: one that has answers in milliseconds, and the power button is no loss.
 TRY_TIMEOUT_S = 0.5
+PRESS_TIMEOUT_S = 1.0
 # What is sent to a guest that still boots lies in the VMM until it listens: one long request meets it at once. It ends
 # with the VM, and is begun anew now and then for whatever made it fail.
 ASK_AGAIN_S = 10.0
@@ -59,11 +60,11 @@ class AskGuest(Step):
         deadline = time.monotonic() + self.timeout_s
         patience_s = ASK_AGAIN_S if self.surely else PRESS_AGAIN_S
         if not self._ask(world, min(ASK_TIMEOUT_S if self.surely else TRY_TIMEOUT_S, self.timeout_s)):
-            takes_presses = self._press_power_button(world)
+            takes_presses = self._press_power_button(world, deadline)
             while (left := deadline - time.monotonic()) > 0 and not self._ask(world, min(left, patience_s)):
                 if process.wait_gone(self.processes.supervisor, min(left, ASK_PAUSE_S)):
                     return None
-                takes_presses = takes_presses and not self.surely and self._press_power_button(world)
+                takes_presses = takes_presses and not self.surely and self._press_power_button(world, deadline)
         process.wait_gone(self.processes.supervisor, max(0.0, deadline - time.monotonic()))
         return None
 
@@ -82,15 +83,17 @@ class AskGuest(Step):
             return False
         return True
 
-    def _press_power_button(self, world: World) -> bool:
-        """Whether the VMM has taken it; why not is reported."""
+    def _press_power_button(self, world: World, deadline: float) -> bool:
+        """Whether the VMM has taken it before `deadline`; why not is reported."""
         from cocoon.hypervisors import discovery
 
         with world.store.read() as reader:
             vm = reader.vm(self.vm_id)
         if vm is None:
             return False
-        for step in discovery.load(self.hypervisor).plan_shutdown(vm):
+        # Also when no time is left: a VMM that works takes it in milliseconds.
+        timeout_s = max(PRESS_TIMEOUT_S, deadline - time.monotonic())
+        for step in discovery.load(self.hypervisor).plan_shutdown(vm, timeout_s):
             try:
                 step.apply(world)
             except CocoonError as error:

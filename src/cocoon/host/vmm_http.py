@@ -42,7 +42,7 @@ def request(
     status, length = _parse_head(exchange.read_head(), exchange)
     answer = exchange.read_body(length)
     if not 200 <= status < 300:
-        raise APIFailed(f"the VMM refused {exchange.asked}: {_words(status, answer)}", hint=exchange.hint)
+        raise APIFailed(f"the VMM refused {exchange.asked}: {_words(status, answer)}")
     return status, answer
 
 
@@ -56,8 +56,6 @@ def _render(method: str, path: str, body: dict[str, object] | None) -> bytes:
 
 class _Exchange:
     """The bytes of one request and its answer, all before one deadline. `asked` is the request in errors."""
-
-    hint = "see the VM's logs: cocoon vm logs --vmm VM"
 
     def __init__(self, connection: _socket.socket, asked: str, timeout_s: float) -> None:
         self.asked = asked
@@ -97,7 +95,7 @@ class _Exchange:
 
     def refuse(self, found: str) -> NoReturn:
         """Raises APIFailed: `found` is not what an answer looks like."""
-        raise APIFailed(f"the VMM answered {self.asked} with {found}", hint="stop the VM with --force")
+        raise APIFailed(f"the VMM answered {self.asked} with {found}")
 
     def _read_some(self) -> None:
         try:
@@ -118,10 +116,10 @@ class _Exchange:
         return left
 
     def _late(self) -> Timeout:
-        return Timeout(f"the VMM did not answer {self.asked} within {self._timeout_s:g} s", hint=self.hint)
+        return Timeout(f"the VMM did not answer {self.asked} within {self._timeout_s:g} s")
 
     def _broken(self, reason: str | None) -> ConnectionFailed:
-        return ConnectionFailed(f"the VMM did not answer {self.asked}: {reason or 'broken'}", hint=self.hint)
+        return ConnectionFailed(f"the VMM did not answer {self.asked}: {reason or 'broken'}")
 
 
 def _parse_head(head: bytes, exchange: _Exchange) -> tuple[int, int]:

@@ -40,8 +40,8 @@ class Hypervisor(Protocol):
     def plan_launch(self, vm: VMRecord, paths: VMPaths, facts: HostFacts) -> tuple[Step, ...]:
         """The steps from a prepared VM (disks, TAPs, cgroup exist) to a running VMM."""
 
-    def plan_shutdown(self, vm: VMRecord) -> tuple[Step, ...]:
-        """The steps that ask the guest to shut itself down; they do not wait for it."""
+    def plan_shutdown(self, vm: VMRecord, timeout_s: float) -> tuple[Step, ...]:
+        """The steps that ask the guest to shut itself down; they wait that long for the VMM, not for it."""
 
 
 def queue_pairs(backend: Hypervisor, cpus: int) -> int:

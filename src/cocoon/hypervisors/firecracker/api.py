@@ -25,7 +25,8 @@ class HostName(Value):
 
 
 class AskFirecracker(Step):
-    """One request with its body, to the VMM of `vm_id`, whose uid is `uid`. Its answer is not kept.
+    """One request with its body, to the VMM of `vm_id`, whose uid is `uid`. It answers within
+    `timeout_s`; the answer is not kept.
 
     `names` tell which files of the host the body names, for somebody who asks by hand a VMM without a capsule.
     """
@@ -37,6 +38,7 @@ class AskFirecracker(Step):
     path: str
     body: dict[str, object]
     names: tuple[HostName, ...] = ()
+    timeout_s: float = REQUEST_TIMEOUT_S
 
     def describe(self) -> tuple[str, ...]:
         """A line of curl."""
@@ -57,9 +59,9 @@ class AskFirecracker(Step):
 
         processes = find_processes(world, self.vm_id)
         try:
-            connection = connect_capsule_socket(processes, API_SOCKET, uid=self.uid, timeout_s=REQUEST_TIMEOUT_S)
+            connection = connect_capsule_socket(processes, API_SOCKET, uid=self.uid, timeout_s=self.timeout_s)
             try:
-                request(connection, self.method, self.path, body=self.body, timeout_s=REQUEST_TIMEOUT_S)
+                request(connection, self.method, self.path, body=self.body, timeout_s=self.timeout_s)
             finally:
                 connection.close()
         except (ConnectionFailed, InvalidState, NotFound):

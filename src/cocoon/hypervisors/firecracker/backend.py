@@ -91,9 +91,9 @@ class Firecracker:
         launch = LaunchVMM(vm_id=vm.id, capsule=capsule, ready=API_SOCKET, asked=True)
         return (launch, *(_ask(vm, request, capsule) for request in draw_requests(vm, facts)))
 
-    def plan_shutdown(self, vm: VMRecord) -> tuple[Step, ...]:
+    def plan_shutdown(self, vm: VMRecord, timeout_s: float) -> tuple[Step, ...]:
         """Ctrl-Alt-Del, which only x86 machines have; the guest may ignore it."""
-        return (_ask(vm, act("SendCtrlAltDel")),)
+        return (_ask(vm, act("SendCtrlAltDel")).replace(timeout_s=timeout_s),)
 
 
 def _ask(vm: VMRecord, request: Request, capsule: CapsuleSpec | None = None) -> AskFirecracker:

@@ -20,13 +20,15 @@ REQUEST_TIMEOUT_S = 30.0
 
 
 class AskQEMU(Step):
-    """One QMP command with its arguments, to the VMM of `vm_id`, whose uid is `uid`. Its answer is not kept."""
+    """One QMP command with its arguments, to the VMM of `vm_id`, whose uid is `uid`. It answers within `timeout_s`; the
+    answer is not kept."""
 
     step: ClassVar[str] = "qmp"
     vm_id: str
     uid: int
     command: str
     arguments: dict[str, object]
+    timeout_s: float = REQUEST_TIMEOUT_S
 
     def describe(self) -> tuple[str, ...]:
         """A line that negotiates, asks, and waits for the answers before it hangs up."""
@@ -44,8 +46,8 @@ class AskQEMU(Step):
 
         processes = find_processes(world, self.vm_id)
         with QMPClient(
-            connect_capsule_socket(processes, QMP_SOCKET, uid=self.uid, timeout_s=REQUEST_TIMEOUT_S),
-            timeout_s=REQUEST_TIMEOUT_S,
+            connect_capsule_socket(processes, QMP_SOCKET, uid=self.uid, timeout_s=self.timeout_s),
+            timeout_s=self.timeout_s,
         ) as client:
             client.execute(self.command, self.arguments)
         return None

@@ -93,9 +93,10 @@ class QEMU:
         target = vm.spec.memory_bytes - vm.spec.memory_bytes // BALLOON_SHARE
         return (launch, AskQEMU(vm_id=vm.id, uid=vm.uid, command="balloon", arguments={"value": target}))
 
-    def plan_shutdown(self, vm: VMRecord) -> tuple[Step, ...]:
+    def plan_shutdown(self, vm: VMRecord, timeout_s: float) -> tuple[Step, ...]:
         """The power button; the guest may ignore it."""
-        return (AskQEMU(vm_id=vm.id, uid=vm.uid, command="system_powerdown", arguments={}),)
+        press = AskQEMU(vm_id=vm.id, uid=vm.uid, command="system_powerdown", arguments={}, timeout_s=timeout_s)
+        return (press,)
 
 
 def _check_binary(binary: BinaryFacts, arch: str) -> None:
