@@ -135,7 +135,8 @@ def test_a_start_that_fails_leaves_the_vm_as_it_was(engine: Cocoon) -> None:
         use_fake(engine, f"{OLDEST}+{whim}")
         assert "as it was told" in fail(engine, "vm", "start", "fc")
         assert engine.json("vm", "inspect", "fc")["state"] == "stopped"
-        assert inventory(engine) == stopped
+        # A supervisor that is killed leaves its dead sockets; the next one takes their place.
+        assert {path for path in inventory(engine) if not path.endswith(".sock")} == stopped
     assert "as it was told" in engine.run("vm", "logs", "--vmm", "fc").stdout
     use_fake(engine)
     engine.run("vm", "start", "fc")
@@ -159,10 +160,9 @@ def test_stop_asks_then_ends_then_kills(engine: Cocoon, whim: str) -> None:
     use_fake(engine, OLDEST + whim)
     engine.run(*RUN)
     engine.run("vm", "stop", "--timeout", "3", "fc")
-    vm = engine.json("vm", "inspect", "fc")
-    assert vm["state"] == "stopped" and vmms_of(engine) == []
-    ended = {"": "the guest", "+deaf": "15", "+stubborn": "9"}[whim]
-    assert ended in str(vm["exit_reason"]) or vm["exit_reason"], vm["exit_reason"]
+    assert engine.json("vm", "inspect", "fc")["state"] == "stopped" and vmms_of(engine) == []
+    ended = json.loads(Path(engine.root / "vms" / engine.json("vm", "inspect", "fc")["id"] / "exit.json").read_text())
+    assert (ended["status"], ended["signal"]) == {"": (0, 0), "+deaf": (0, 15), "+stubborn": (0, 9)}[whim], ended
 
 
 @pytest.mark.parametrize("words", [("--timeout", "2"), ("--force",)])
@@ -207,8 +207,8 @@ def test_refused_before_anything_is_made(engine: Cocoon, tmp_path: Path) -> None
     before = inventory(engine)
     for change, command, words in (
         (OLDEST, (*RUN[:6], "--memory", "256M", *key, "cloud"), "no firmware to boot the cloud image cloud with"),
-        (OLDEST, (*RUN[:-1], "--nics", "16", "busybox"), "devices"),
-        (OLDEST, (*RUN[:-1], *data_disks, "busybox"), "devices"),
+        (OLDEST, (*RUN[:-1], "--nics", "8", *data_disks[:8], "busybox"), "leaves this one 7 disks"),
+        (OLDEST, (*RUN[:-1], *data_disks, "busybox"), "leaves this one 14 disks"),
         ("1.11.0", RUN, "older than 1.12"),
         (tmp_path / "none", RUN, "is no executable file"),
         (no_program, RUN, "is no executable file"),
