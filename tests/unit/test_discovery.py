@@ -14,8 +14,9 @@ from cocoon.hypervisors.discovery import PREFERENCE, backend_names, check_host, 
 from cocoon.hypervisors.hypervisor import Hypervisor
 from cocoon.model.host import BinaryFacts, Capability, HostFacts
 from cocoon.model.image import Image
-from cocoon.model.vm import VMSpec
+from cocoon.model.vm import DataDisk, RateLimits, VMSpec
 from cocoon.units import GIB, MIB
+from firecracker_examples import make_fc_facts
 from qemu_examples import make_cloud_image, make_facts, make_image, make_kvm_facts, make_spec
 
 FOUND = BinaryFacts(path="/opt/vmm", version="53.0", closure=(), reason="")
@@ -72,6 +73,28 @@ def test_auto_passes_over_in_order_and_says_why(monkeypatch: pytest.MonkeyPatch)
     assert [item.hypervisor for item in passed] == ["cloud-hypervisor", "firecracker"]
     assert "found /opt/vmm, version 53.0" in passed[0].reason
     assert all("not supported by this version of cocoon yet" in item.reason for item in passed)
+
+
+def test_auto_prefers_firecracker_where_it_can() -> None:
+    facts = make_fc_facts()
+    backend, passed = choose(make_spec(), make_image(), facts)
+    assert (backend.name, [item.hypervisor for item in passed]) == ("firecracker", ["cloud-hypervisor"])
+    for other, spec, image in (
+        (facts.replace(kvm=make_facts().kvm), make_spec(), make_image()),
+        (make_fc_facts(FOUND.replace(version="1.11.0")), make_spec(), make_image()),
+        (facts, make_spec(), make_cloud_image()),
+        (facts, make_spec(queue_size=512), make_image()),
+        (facts, make_spec(data_disks=(DataDisk(size_bytes=MIB, name="d", direct_io="on"),)), make_image()),
+    ):
+        backend, passed = choose(spec, image, other)
+        assert backend.name == "qemu" and passed[-1].hypervisor == "firecracker"
+
+
+def test_limits_of_devices_are_for_those_who_have_them() -> None:
+    limited = make_spec(rates=RateLimits(disk_bytes=MIB))
+    assert choose(limited, make_image(), make_fc_facts())[0].name == "firecracker"
+    with pytest.raises(Unsupported, match="qemu does not limit"):
+        choose(limited.replace(hypervisor="qemu"), make_image(), make_fc_facts())
 
 
 class Fake:

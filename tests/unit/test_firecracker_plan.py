@@ -15,7 +15,7 @@ from cocoon.hypervisors.firecracker.backend import BACKEND
 from cocoon.hypervisors.firecracker.launch import DEVICES, plan_capsule
 from cocoon.hypervisors.firecracker.requests import draw_requests
 from cocoon.model.host import BinaryFacts
-from cocoon.model.vm import DataDisk
+from cocoon.model.vm import DataDisk, RateLimits
 from cocoon.plan.launch import LaunchVMM
 from cocoon.units import GIB, MIB
 from cocoon.value import from_plain, to_plain
@@ -23,6 +23,7 @@ from firecracker_examples import NEW, OLD, make_fc_facts, make_fc_vm
 from qemu_examples import make_image, make_nics, make_paths, make_spec
 
 PLANS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "plans")
+LIMITS = RateLimits(disk_bytes=50 * MIB, disk_requests=1000, nic_bytes=MIB)
 NARROW = make_nics(1)[0].replace(mtu=1400)
 CASES = {
     "firecracker-1.12": (make_fc_vm(), make_fc_facts(OLD)),
@@ -31,6 +32,7 @@ CASES = {
         make_fc_vm(make_spec(memory_bytes=64 * MIB, cpus=1, nics=0)), make_fc_facts(io_uring=False),
     ),
     "firecracker-disks": (make_fc_vm(make_spec(nics=2, cpus=3), layers=10), make_fc_facts()),
+    "firecracker-limited": (make_fc_vm(make_spec(rates=LIMITS)), make_fc_facts()),
     "firecracker-hugepages": (make_fc_vm(make_spec(hugepages=True)), make_fc_facts(free_hugepages=1024)),
 }  # fmt: skip
 
@@ -121,6 +123,14 @@ def test_written_disks_are_asynchronous_where_the_host_can() -> None:
         drive = body_of(make_fc_vm(), facts, "/drives/drive_1")
         assert (drive["io_engine"], drive["cache_type"]) == (engine, "Writeback")
         assert "io_engine" not in body_of(make_fc_vm(), facts, "/drives/drive_0")
+
+
+def test_limits_only_where_they_are_asked_for() -> None:
+    facts = make_fc_facts()
+    assert not any("limiter" in str(request.body) for request in draw_requests(make_fc_vm(), facts))
+    vm = make_fc_vm(make_spec(rates=RateLimits(disk_requests=500)))
+    assert body_of(vm, facts, "/drives/drive_1")["rate_limiter"] == {"ops": {"size": 500, "refill_time": 1000}}
+    assert "rx_rate_limiter" not in body_of(vm, facts, "/network-interfaces/eth0")
 
 
 def test_shutdown_is_ctrl_alt_del() -> None:

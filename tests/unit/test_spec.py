@@ -6,7 +6,7 @@ import pytest
 
 from cocoon.engine.spec import ID_ALPHABET, check_spec, derive_name, make_id
 from cocoon.errors import InvalidSpec
-from cocoon.model.vm import VMSpec
+from cocoon.model.vm import RateLimits, VMSpec
 from cocoon.units import MIB, parse_subnet
 
 SPEC = VMSpec(
@@ -24,7 +24,8 @@ def test_a_reasonable_request_is_accepted() -> None:
     [
         {"cpus": 0}, {"cpus": 256}, {"memory_bytes": 63 * MIB}, {"memory_bytes": 64 * MIB + 1}, {"memory_bytes": 2**60},
         {"storage_bytes": 63 * MIB}, {"storage_bytes": 2**60}, {"nics": -1}, {"nics": 9}, {"name": "../x"},
-        {"command": ("x" * 200_000,)}, {"command": ("a\0b",)},
+        {"command": ("x" * 200_000,)}, {"command": ("a\0b",)}, {"rates": RateLimits(disk_bytes=65535)},
+        {"rates": RateLimits(disk_requests=9)}, {"rates": RateLimits(nic_bytes=-1)},
     ],
 )  # fmt: skip
 def test_what_no_host_could_run_is_refused(change: dict[str, object]) -> None:

@@ -17,7 +17,7 @@ from cocoon.engine.process import runs_command
 from cocoon.engine.spec import DEFAULT_CPUS, DEFAULT_MEMORY_BYTES, DEFAULT_STORAGE_BYTES, check_spec
 from cocoon.engine.volumes import parse_volumes
 from cocoon.errors import InvalidSpec
-from cocoon.model.vm import ProcessSpec, PublishedPort, VMRecord, VMSpec
+from cocoon.model.vm import ProcessSpec, PublishedPort, RateLimits, VMRecord, VMSpec
 
 
 def _create(context: Context, call: Call) -> int:
@@ -122,6 +122,11 @@ def read_spec(call: Call, context: Context) -> VMSpec:
         allow_host=call.is_on("allow-host"),
         bridge=call.text("bridge"),
         queue_size=call.number("queue-size", 0),
+        rates=RateLimits(
+            disk_bytes=call.size("disk-rate", 0),
+            disk_requests=call.number("disk-iops", 0),
+            nic_bytes=call.size("nic-rate", 0),
+        ),
         first_boot=read_first_boot(call),
     )
     if call.has("name") and not spec.name:
@@ -188,6 +193,9 @@ _SPEC_OPTIONS = (
     ),
     Option(name="bridge", value="DEVICE", help="Put the interfaces on this bridge of the host's instead"),
     Option(name="nics", value="N", default="1", help="Network interfaces; 0 for none"),
+    Option(name="nic-rate", value="SIZE", help="Bytes a second that each interface may receive, and as many send"),
+    Option(name="disk-rate", value="SIZE", help="Bytes a second that each disk may read and write"),
+    Option(name="disk-iops", value="N", help="Requests a second that each disk may take"),
     Option(name="queue-size", value="N", help="Packets in a queue of an interface: 256, 512 or 1024"),
     Option(
         name="hypervisor", value="NAME", default="auto", choices=HYPERVISORS,

@@ -10,8 +10,8 @@ from cocoon.engine.cloud import check_first_boot
 from cocoon.engine.data_disks import check_data_disks
 from cocoon.engine.volumes import check_volumes
 from cocoon.errors import InvalidSpec
-from cocoon.model.vm import ProcessSpec, VMSpec
-from cocoon.units import MIB, parse_name, printable, render_size
+from cocoon.model.vm import ProcessSpec, RateLimits, VMSpec
+from cocoon.units import KIB, MIB, parse_name, printable, render_size
 
 DEFAULT_CPUS = 2
 DEFAULT_MEMORY_BYTES = 1024 * MIB
@@ -22,6 +22,9 @@ MAX_MEMORY_BYTES = 16 * 1024 * 1024 * MIB  # 16 TiB: no host has more, and integ
 MAX_STORAGE_BYTES = 16 * 1024 * 1024 * MIB  # ext4 with 4 KiB blocks and 32-bit block numbers.
 MAX_CPUS = 255
 MAX_NICS = 8
+# Of a device in a second. With less than the least a guest does not get to its first program within minutes.
+MIN_RATE_BYTES, MAX_RATE_BYTES = 64 * KIB, 1024 * 1024 * MIB
+MIN_DISK_REQUESTS, MAX_DISK_REQUESTS = 10, 100_000_000
 QUEUE_SIZES = (256, 512, 1024)  # Packets: from a NIC's usual depth to the longest queue that VMMs take.
 MAX_ARGUMENTS_BYTES = 128 * 1024  # of the command, like one page of Linux's own limit for a single argument list
 ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
@@ -65,6 +68,7 @@ def check_spec(spec: VMSpec) -> None:
         raise InvalidSpec("--publish and --allow-host need a network interface", hint="leave --nics 0 out")
     _check_size("--memory", spec.memory_bytes, least=MIN_MEMORY_BYTES, most=MAX_MEMORY_BYTES)
     _check_size("--storage", spec.storage_bytes, least=MIN_STORAGE_BYTES, most=MAX_STORAGE_BYTES)
+    _check_rates(spec.rates)
     check_data_disks(spec.data_disks)
     check_volumes(spec.volumes, spec.data_disks)
     if spec.first_boot is not None:
@@ -79,6 +83,17 @@ def check_spec(spec: VMSpec) -> None:
         from cocoon.engine.process import check_process
 
         check_process(spec.process)
+
+
+def _check_rates(rates: RateLimits) -> None:
+    for flag, rate in (("--disk-rate", rates.disk_bytes), ("--nic-rate", rates.nic_bytes)):
+        if rate:
+            _check_size(flag, rate, least=MIN_RATE_BYTES, most=MAX_RATE_BYTES)
+    if rates.disk_requests and not MIN_DISK_REQUESTS <= rates.disk_requests <= MAX_DISK_REQUESTS:
+        raise InvalidSpec(
+            f"--disk-iops must be {MIN_DISK_REQUESTS} to {MAX_DISK_REQUESTS}, not {rates.disk_requests}",
+            hint="for example --disk-iops 1000",
+        )
 
 
 def _check_size(flag: str, size_bytes: int, *, least: int, most: int) -> None:

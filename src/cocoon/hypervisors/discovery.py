@@ -13,7 +13,7 @@ from cocoon.errors import HostFault, InvalidSpec, Unsupported
 from cocoon.hypervisors.hypervisor import Hypervisor
 from cocoon.model.host import Capability, HostFacts
 from cocoon.model.image import Image
-from cocoon.model.vm import PassedOver, VMSpec
+from cocoon.model.vm import PassedOver, RateLimits, VMSpec
 from cocoon.units import printable, render_size
 
 AUTO = "auto"
@@ -100,6 +100,11 @@ def check_backend(backend: Hypervisor, spec: VMSpec, image: Image, *, facts: Hos
         raise Unsupported(f"{backend.name} has no huge pages", hint="leave --hugepages out")
     if spec.queue_size and Capability.QUEUE_SIZE not in backend.capabilities:
         raise Unsupported(f"{backend.name} has queues of one size only", hint="leave --queue-size out")
+    if spec.rates != RateLimits() and Capability.RATE_LIMITS not in backend.capabilities:
+        raise Unsupported(
+            f"{backend.name} does not limit what a guest has of its devices",
+            hint="leave --disk-rate, --disk-iops and --nic-rate out, or use --hypervisor firecracker",
+        )
     if image.disk is not None and Capability.FIRMWARE_BOOT not in backend.capabilities:
         raise Unsupported(
             f"{backend.name} has no firmware to boot the cloud image {image.name} with", hint="use --hypervisor qemu"

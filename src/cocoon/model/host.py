@@ -21,6 +21,7 @@ class Capability(Flag):
     ACPI_SHUTDOWN = auto()
     CONTROL_CHANNEL = auto()
     SOFTWARE_EMULATION = auto()
+    RATE_LIMITS = auto()
     PLAIN_KERNEL = auto()  # It boots a kernel that is not packed, and no other.
 
 

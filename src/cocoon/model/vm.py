@@ -176,6 +176,15 @@ class FirstBoot(Value):
     user_data: str = ""
 
 
+class RateLimits(Value):
+    """What a guest may have of each of its devices in a second, 0 for as much as there is: bytes and requests of a
+    disk, and bytes of a NIC each way."""
+
+    disk_bytes: int = 0
+    disk_requests: int = 0
+    nic_bytes: int = 0
+
+
 class VMSpec(Value):
     """What a user asked for, parsed and checked for itself; sizes in bytes.
 
@@ -205,6 +214,7 @@ class VMSpec(Value):
     allow_host: bool = False
     bridge: str = ""
     queue_size: int = 0
+    rates: RateLimits = RateLimits()
     first_boot: FirstBoot | None = None
 
 

@@ -18,7 +18,7 @@ _cocoon() {
         case $word in
             --root-dir=*) state=("$word") ;;
             --*=*) ;;
-            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --name | --file | --reference | --platform | --entrypoint | --cmd | --env | --env-file | --workdir | --user | --checksum | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --publish | --network | --bridge | --nics | --queue-size | --hypervisor | --kernel | --volume | --password | --ssh-key | --user-data | --hostname | --timeout | --signal | --tail | -o | -o | -e | -w | -u | -m | -p | -v | -s | -n) waiting=$word ;;
+            --config | --root-dir | --run-dir | --log-dir | --dns | --output | --name | --file | --reference | --platform | --entrypoint | --cmd | --env | --env-file | --workdir | --user | --checksum | --modules | --subnet | --mtu | --escape-char | --cpu | --memory | --storage | --data-disk | --publish | --network | --bridge | --nics | --nic-rate | --disk-rate | --disk-iops | --queue-size | --hypervisor | --kernel | --volume | --password | --ssh-key | --user-data | --hostname | --timeout | --signal | --tail | -o | -o | -e | -w | -u | -m | -p | -v | -s | -n) waiting=$word ;;
             -*) ;;
             *)
                 case "$route:$word" in
@@ -142,8 +142,8 @@ _cocoon() {
             "vm attach") flags="--tty --no-stdin --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm console") flags="--escape-char --read-only --resize --take --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm cp") flags="--follow-link --archive --quiet --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm create") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --bridge --nics --queue-size --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm debug") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --bridge --nics --queue-size --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm create") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --bridge --nics --nic-rate --disk-rate --disk-iops --queue-size --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm debug") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --bridge --nics --nic-rate --disk-rate --disk-iops --queue-size --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm exec") flags="--env --env-file --workdir --user --interactive --tty --detach --timeout --list --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm inspect") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm kill") flags="--signal --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
@@ -151,7 +151,7 @@ _cocoon() {
             "vm logs") flags="--follow --tail --vmm --raw --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm port") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm rm") flags="--force --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
-            "vm run") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --bridge --nics --queue-size --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --interactive --tty --detach --foreground --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
+            "vm run") flags="--name --cpu --memory --storage --data-disk --publish --allow-host --network --bridge --nics --nic-rate --disk-rate --disk-iops --queue-size --hypervisor --fc --kernel --hugepages --insecure --volume --env --env-file --workdir --user --entrypoint --password --ssh-key --user-data --hostname --interactive --tty --detach --foreground --rm --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm shell") flags="--env --env-file --workdir --user --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm start") flags="--output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;
             "vm stop") flags="--force --timeout --output --config --root-dir --run-dir --log-dir --dns --verbose --help" ;;

@@ -10,7 +10,7 @@ function __cocoon_walk -d 'Prints the command before the cursor, and how many wo
             continue
         end
         switch $word
-            case --config --root-dir --run-dir --log-dir --dns --output --name --file --reference --platform --entrypoint --cmd --env --env-file --workdir --user --checksum --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --publish --network --bridge --nics --queue-size --hypervisor --kernel --volume --password --ssh-key --user-data --hostname --timeout --signal --tail -o -o -e -w -u -m -p -v -s -n
+            case --config --root-dir --run-dir --log-dir --dns --output --name --file --reference --platform --entrypoint --cmd --env --env-file --workdir --user --checksum --modules --subnet --mtu --escape-char --cpu --memory --storage --data-disk --publish --network --bridge --nics --nic-rate --disk-rate --disk-iops --queue-size --hypervisor --kernel --volume --password --ssh-key --user-data --hostname --timeout --signal --tail -o -o -e -w -u -m -p -v -s -n
                 set waiting $word
             case '-*'
             case '*'
@@ -328,6 +328,9 @@ complete -c cocoon -n '__cocoon_at "vm create"' -l allow-host -d 'Let the guest 
 complete -c cocoon -n '__cocoon_at "vm create"' -l network -d 'Network of the first interface, and if given again of the next; cni for the hosts first' -r -f -a '(__cocoon_names network)'
 complete -c cocoon -n '__cocoon_at "vm create"' -l bridge -d 'Put the interfaces on this bridge of the hosts instead' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l nics -d 'Network interfaces; 0 for none' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l nic-rate -d 'Bytes a second that each interface may receive, and as many send' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l disk-rate -d 'Bytes a second that each disk may read and write' -x
+complete -c cocoon -n '__cocoon_at "vm create"' -l disk-iops -d 'Requests a second that each disk may take' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l queue-size -d 'Packets in a queue of an interface: 256, 512 or 1024' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm create"' -l fc -d 'Short for --hypervisor firecracker'
@@ -357,6 +360,9 @@ complete -c cocoon -n '__cocoon_at "vm debug"' -l allow-host -d 'Let the guest r
 complete -c cocoon -n '__cocoon_at "vm debug"' -l network -d 'Network of the first interface, and if given again of the next; cni for the hosts first' -r -f -a '(__cocoon_names network)'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l bridge -d 'Put the interfaces on this bridge of the hosts instead' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l nics -d 'Network interfaces; 0 for none' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l nic-rate -d 'Bytes a second that each interface may receive, and as many send' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l disk-rate -d 'Bytes a second that each disk may read and write' -x
+complete -c cocoon -n '__cocoon_at "vm debug"' -l disk-iops -d 'Requests a second that each disk may take' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l queue-size -d 'Packets in a queue of an interface: 256, 512 or 1024' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l fc -d 'Short for --hypervisor firecracker'
@@ -413,6 +419,9 @@ complete -c cocoon -n '__cocoon_at "vm run"' -l allow-host -d 'Let the guest rea
 complete -c cocoon -n '__cocoon_at "vm run"' -l network -d 'Network of the first interface, and if given again of the next; cni for the hosts first' -r -f -a '(__cocoon_names network)'
 complete -c cocoon -n '__cocoon_at "vm run"' -l bridge -d 'Put the interfaces on this bridge of the hosts instead' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l nics -d 'Network interfaces; 0 for none' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l nic-rate -d 'Bytes a second that each interface may receive, and as many send' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l disk-rate -d 'Bytes a second that each disk may read and write' -x
+complete -c cocoon -n '__cocoon_at "vm run"' -l disk-iops -d 'Requests a second that each disk may take' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l queue-size -d 'Packets in a queue of an interface: 256, 512 or 1024' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm run"' -l fc -d 'Short for --hypervisor firecracker'

@@ -43,7 +43,13 @@ class Firecracker:
     name = "firecracker"
     channel = ChannelKind.VSOCK
     cmdline_reserve_bytes = CMDLINE_RESERVE_BYTES
-    capabilities = Capability.DIRECT_BOOT | Capability.HUGEPAGES | Capability.CONTROL_CHANNEL | Capability.PLAIN_KERNEL
+    capabilities = (
+        Capability.DIRECT_BOOT
+        | Capability.HUGEPAGES
+        | Capability.CONTROL_CHANNEL
+        | Capability.PLAIN_KERNEL
+        | Capability.RATE_LIMITS
+    )
 
     def check(self, spec: VMSpec, image: Image, facts: HostFacts) -> None:
         """Raises Unsupported when this host's Firecracker cannot run `image` to `spec`."""

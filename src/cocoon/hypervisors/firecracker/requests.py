@@ -11,7 +11,7 @@ from cocoon.hypervisors.capsule_names import BALLOON_SHARE, INITRD, KERNEL, disk
 from cocoon.hypervisors.checks import parse_version
 from cocoon.model.capsule import VSOCK_SOCKET
 from cocoon.model.host import HostFacts
-from cocoon.model.vm import NIC, DirectBoot, Disk, VMRecord
+from cocoon.model.vm import NIC, DirectBoot, Disk, RateLimits, VMRecord
 from cocoon.units import MIB
 from cocoon.value import Value
 
@@ -37,8 +37,11 @@ def draw_requests(vm: VMRecord, facts: HostFacts) -> tuple[Request, ...]:
     return (
         _put("/machine-config", _machine(vm)),
         _put("/boot-source", _boot(vm)),
-        *(_put(f"/drives/drive_{index}", _drive(index, disk, facts)) for index, disk in enumerate(vm.disks)),
-        *(_put(f"/network-interfaces/eth{nic.index}", _nic(nic, version)) for nic in vm.nics),
+        *(
+            _put(f"/drives/drive_{index}", _drive(index, disk, vm.spec.rates, facts=facts))
+            for index, disk in enumerate(vm.disks)
+        ),
+        *(_put(f"/network-interfaces/eth{nic.index}", _nic(nic, vm.spec.rates, version=version)) for nic in vm.nics),
         _put("/vsock", {"guest_cid": GUEST_CID, "uds_path": VSOCK_SOCKET}),
         *((_put("/balloon", _balloon(vm, version)),) if _takes_balloon(vm, version) else ()),
         _put("/entropy", {}),
@@ -65,7 +68,7 @@ def _boot(vm: VMRecord) -> dict[str, object]:
     return {"kernel_image_path": KERNEL, **initrd, "boot_args": vm.kernel_cmdline}
 
 
-def _drive(index: int, disk: Disk, facts: HostFacts) -> dict[str, object]:
+def _drive(index: int, disk: Disk, rates: RateLimits, *, facts: HostFacts) -> dict[str, object]:
     """One disk, none of them the root by the VMM's own words: the command line says where that is.
 
     What the guest has synced must be on the host's disk (Writeback): with the VMM's default a host that crashes takes
@@ -78,12 +81,24 @@ def _drive(index: int, disk: Disk, facts: HostFacts) -> dict[str, object]:
         "is_root_device": False,
         "is_read_only": disk.read_only,
         **written,
+        **_limiters(rate_limiter=_limit(bandwidth=rates.disk_bytes, ops=rates.disk_requests)),
     }
 
 
-def _nic(nic: NIC, version: tuple[int, ...]) -> dict[str, object]:
+def _nic(nic: NIC, rates: RateLimits, *, version: tuple[int, ...]) -> dict[str, object]:
     mtu = {"mtu": nic.mtu} if nic.mtu and version >= MTU_SINCE else {}
-    return {"iface_id": f"eth{nic.index}", "host_dev_name": nic.tap, "guest_mac": nic.mac, **mtu}
+    limit = _limit(bandwidth=rates.nic_bytes)
+    limiters = _limiters(rx_rate_limiter=limit, tx_rate_limiter=limit)
+    return {"iface_id": f"eth{nic.index}", "host_dev_name": nic.tap, "guest_mac": nic.mac, **mtu, **limiters}
+
+
+def _limit(**rates: int) -> dict[str, object]:
+    """A bucket that holds what flows into it in a second; {} where there is no limit."""
+    return {name: {"size": rate, "refill_time": 1000} for name, rate in rates.items() if rate}
+
+
+def _limiters(**limits: dict[str, object]) -> dict[str, object]:
+    return {name: limit for name, limit in limits.items() if limit}
 
 
 def _takes_balloon(vm: VMRecord, version: tuple[int, ...]) -> bool:
