@@ -41,7 +41,7 @@ def make_world(directory: Path) -> World:
 
 def make_network(**changes: object) -> Network:
     plain = Network(
-        name="default", provider="nat", subnet="10.88.0.0/16", subnet6="fd12:3456:789a::/64", mtu=0, isolated=False,
+        name="default", provider="nat", subnet="10.64.0.0/16", subnet6="fd12:3456:789a::/64", mtu=0, isolated=False,
         bridge=f"cnt{secrets.token_hex(4)}", created_at=1.0,
     )  # fmt: skip
     return plain.replace(**changes)

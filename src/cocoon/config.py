@@ -43,6 +43,7 @@ class Config(Value):
     subnet: str = ""
     cni_conf_dir: str = "/etc/cni/net.d"
     cni_bin_dir: str = "/opt/cni/bin:/usr/lib/cni"
+    cni_cache_dir: str = "/var/lib/cni"
     uid_base: int = 1_900_000_000
     stop_timeout_s: int = 30
     erofs_compression: str = "lz4"

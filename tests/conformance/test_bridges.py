@@ -58,7 +58,7 @@ def test_somebody_elses_interface_is_neither_used_nor_removed(world: World, netw
     ip("link", "set", network.bridge, "up")
     with pytest.raises(InvalidState, match="none of cocoon's"):
         EnsureBridge(network=network).apply(world)
-    assert "10.88" not in ip("address", "show", network.bridge)
+    assert "10.64" not in ip("address", "show", network.bridge)
     RemoveBridge(network=network).apply(world)
     assert netlink.find_link(network.bridge) is not None
 
@@ -81,7 +81,7 @@ def test_a_host_that_has_ipv6_turned_off_has_a_network(world: World, network: Ne
     finally:
         switch.write_text(before)
     shown = ip("address", "show", network.bridge)
-    assert "10.88.0.1/16" in shown and "inet6" not in shown
+    assert "10.64.0.1/16" in shown and "inet6" not in shown
 
 
 def test_the_engines_own_bridges_are_no_lan(world: World, network: Network) -> None:
@@ -98,7 +98,7 @@ def test_names_that_no_interface_can_have(name: str) -> None:
 
 
 def test_what_plugins_have_put_into_a_namespace_stays_at_a_stop(world: World, network: Network) -> None:
-    guest = scene.Guest(world, network, "10.88.0.2")
+    guest = scene.Guest(world, network, "10.64.0.2")
     with netns.inside_netns(guest.nic.netns):
         nft.load_rules("table inet theirs {}\n")
     Unplug(netns=guest.nic.netns, taps=(guest.nic.tap,)).apply(world)
@@ -131,7 +131,7 @@ def test_a_network_is_not_made_while_one_of_its_name_is_removed(
 
 
 def test_a_failed_start_leaves_no_tap_in_a_namespace_that_is_kept(world: World, network: Network) -> None:
-    guest = scene.Guest(world, network, "10.88.0.2")
+    guest = scene.Guest(world, network, "10.64.0.2")
     step = MakeTap(netns=guest.nic.netns, name=guest.nic.tap, uid=0)
     for _ in range(2):
         step.undo(world)
@@ -143,14 +143,14 @@ def test_a_failed_start_leaves_no_tap_in_a_namespace_that_is_kept(world: World, 
 
 def test_what_a_vm_may_reach_is_brought_back_after_a_flush(world: World, network: Network) -> None:
     """Also that of a VM that publishes no port."""
-    guest = scene.Guest(world, network, "10.88.0.2")
+    guest = scene.Guest(world, network, "10.64.0.2")
     open_one = guest.vm.replace(state=VMState.RUNNING, spec=guest.vm.spec.replace(allow_host=True))
     with world.store.write() as transaction:
         transaction.put_vm(open_one)
     subprocess.run(["nft", "flush", "ruleset"], check=True)
     EnsureBridge(network=network).apply(world)
     rules = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
-    assert "elements = { 10.88.0.2 }" in rules
+    assert "elements = { 10.64.0.2 }" in rules
     guest.close()
 
 
@@ -176,7 +176,7 @@ def test_rules_are_loaded_only_when_they_are_no_longer_there(
         return len(loads)
 
     assert [loads_when(), loads_when()] == [1, 0]
-    assert loads_when(f"add element inet {table} may_reach_host {{ 10.88.0.9 }}", "add table inet another") == 0
+    assert loads_when(f"add element inet {table} may_reach_host {{ 10.64.0.9 }}", "add table inet another") == 0
     assert loads_when(f"flush chain inet {table} forward") == 1
     assert loads_when(f"add rule inet {table} input accept") == 1
     assert loads_when(f"delete table inet {table}") == 1
@@ -191,7 +191,7 @@ def test_two_engines_that_chose_one_subnet_are_told(world: World, network: Netwo
     """Each could not see the other's choice, because there was no bridge yet."""
     EnsureBridge(network=network).apply(world)
     theirs = scene.make_network(name="late", subnet=network.subnet)
-    with pytest.raises(InvalidState, match=rf"10.88.0.0/16 of network late is in use on {network.bridge}") as caught:
+    with pytest.raises(InvalidState, match=rf"10.64.0.0/16 of network late is in use on {network.bridge}") as caught:
         EnsureBridge(network=theirs).apply(world)
     assert "network rm late" in caught.value.hint
     assert netlink.find_link(theirs.bridge) is None
@@ -215,7 +215,7 @@ def test_a_gate_is_not_brought_back_behind_the_vm_that_closed_it(
     world: World, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody makes the table anew, and has read that a VM publishes a port, when that one stops."""
-    guest = scene.Guest(world, network, "10.88.0.2")
+    guest = scene.Guest(world, network, "10.64.0.2")
     port = PublishedPort(host_ip="", host_port=8099, guest_port=80, protocol="tcp")
     vm = guest.vm.replace(state=VMState.RUNNING, spec=guest.vm.spec.replace(ports=(port,)))
     with world.store.write() as transaction:
@@ -243,15 +243,15 @@ def test_a_gate_is_not_brought_back_behind_the_vm_that_closed_it(
 def test_a_gate_that_a_dead_vm_left_is_led_to_the_new_one(world: World, network: Network) -> None:
     EnsureBridge(network=network).apply(world)
     table = table_name(network.bridge)
-    old = Element(name="tcp_anywhere", key="8099", data="10.88.0.2 . 80")
-    new = (old.replace(data="10.88.0.3 . 80"), Element(name="may_reach_host", key="10.88.0.3"))
+    old = Element(name="tcp_anywhere", key="8099", data="10.64.0.2 . 80")
+    new = (old.replace(data="10.64.0.3 . 80"), Element(name="may_reach_host", key="10.64.0.3"))
     for elements in ((old,), new, new):
         OpenGates(table=table, elements=elements).apply(world)
     rules = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
-    assert "8099 : 10.88.0.3 . 80" in rules
+    assert "8099 : 10.64.0.3 . 80" in rules
     CloseGates(table=table, elements=(Element(name="udp_anywhere", key="1", data=""), *new)).apply(world)
     rules = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
-    assert "8099" not in rules and "10.88.0.3" not in rules
+    assert "8099" not in rules and "10.64.0.3" not in rules
 
 
 def test_a_network_is_not_called_as_what_means_another(world: World) -> None:

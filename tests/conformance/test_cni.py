@@ -12,50 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from cni_scene import HAND_ON, SMALL, Office, create, debts, sweep_bridges
 from cocoon.errors import CommandFailed, Corrupt, InvalidSpec, NotFound, Timeout
-from cocoon.host import netlink, netns
+from cocoon.host import netns
 from cocoon.network import plugins
 from cocoon.network.conflist import find_conflist, parse_conflist, read_conflists
-from cocoon.network.plugins import Attachment, Plugins, parse_result
+from cocoon.network.plugins import Attachment, Plugins
+from cocoon.network.result import parse_result
 from fixtures import Cocoon
-
-SYSTEM_PLUGINS = "/usr/lib/cni"
-SMALL = ("--cpu", "1", "--memory", "256M", "--storage", "64M")
-
-
-class Office:
-    """A directory of conflists, one of plugins, and the leases of host-local."""
-
-    def __init__(self, directory: Path) -> None:
-        self.conf, self.bin, self.leases = directory / "net.d", directory / "bin", directory / "leases"
-        self.conf.mkdir()
-        self.bin.mkdir()
-        self.environment = {
-            "COCOON_CNI_CONF_DIR": str(self.conf),
-            "COCOON_CNI_BIN_DIR": f"{self.bin}:{SYSTEM_PLUGINS}",
-        }
-
-    def describe(self, name: str, *more: dict, file: str = "") -> None:
-        bridge = {
-            "type": "bridge", "bridge": f"cni-{name[:8]}", "isGateway": True, "ipMasq": True,
-            "capabilities": {"mac": True},
-            "ipam": {
-                "type": "host-local", "dataDir": str(self.leases), "routes": [{"dst": "0.0.0.0/0"}],
-                "ranges": [[{"subnet": "10.99.0.0/29"}], [{"subnet": "fd99::/64"}]],
-            },
-        }  # fmt: skip
-        plain = {"cniVersion": "1.0.0", "name": name, "plugins": [bridge, *more]}
-        (self.conf / f"{file or name}.conflist").write_text(json.dumps(plain))
-
-    def plugin(self, name: str, script: str) -> None:
-        """A plugin that is a shell script; `$CNI_COMMAND` says what is asked."""
-        path = self.bin / name
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
-
-    def taken(self) -> list[str]:
-        """The IPv4 addresses that host-local has given away."""
-        return sorted(str(path.name) for path in self.leases.glob("*/10.*"))
 
 
 @pytest.fixture
@@ -68,25 +32,7 @@ def guests(shared_cocoon: Cocoon, office: Office) -> Iterator[Cocoon]:
     shared_cocoon.environment = {**shared_cocoon.environment, **office.environment}
     yield shared_cocoon
     shared_cocoon.run("gc", check=False)
-    for link in netlink.links():
-        if link.name.startswith("cni-"):  # The plugin leaves its bridge, and takes none with another subnet.
-            netlink.delete_link(link.name)
-
-
-# A plugin that hands on what the one before it made.
-HAND_ON = """cat > "$0.in"
-[ "$CNI_COMMAND" = ADD ] || exit ${DEL_STATUS:-0}
-exec python3 -c "import json, sys; print(json.dumps(json.load(open(sys.argv[1]))['prevResult']))" "$0.in" """
-
-
-def create(cocoon: Cocoon, name: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return cocoon.run("vm", "create", "--name", name, *SMALL, *options, "busybox", check=check)
-
-
-def debts(cocoon: Cocoon) -> str:
-    query = "import sqlite3,sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM debt').fetchone()[0])"
-    done = subprocess.run(["python3", "-c", query, str(cocoon.root / "state.db")], capture_output=True, text=True)
-    return done.stdout.strip()
+    sweep_bridges()
 
 
 def test_an_address_is_asked_for_once_and_given_back(guests: Cocoon, office: Office) -> None:
@@ -274,10 +220,12 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
         find_conflist(f"{tmp_path}/none", "")
 
 
+ATTACHMENT = Attachment(container="C" * 26, netns="cocoon-none", interface="eth0")
+
+
 def make_plugins(office: Office, name: str) -> Plugins:
     text = json.dumps({"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": name}]})
-    attachment = Attachment(container="C" * 26, netns="cocoon-none", interface="eth0")
-    return Plugins(parse_conflist(text.encode(), "x"), attachment, str(office.bin))
+    return Plugins(parse_conflist(text.encode(), "x"), str(office.bin))
 
 
 def test_plugins_that_misbehave(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,9 +240,9 @@ def test_plugins_that_misbehave(office: Office, monkeypatch: pytest.MonkeyPatch)
         office.plugin("odd", script)
         monkeypatch.setattr(plugins, "TIMEOUT_S", 0.5 if error is Timeout else 60)
         with pytest.raises(error, match=words):
-            make_plugins(office, "odd").add()
+            make_plugins(office, "odd").add(ATTACHMENT)
     with pytest.raises(NotFound, match="absent"):
-        make_plugins(office, "absent").add()
+        make_plugins(office, "absent").add(ATTACHMENT)
 
 
 @pytest.mark.parametrize(

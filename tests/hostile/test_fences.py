@@ -30,7 +30,7 @@ class Lan:
         nft.load_rules("flush ruleset\n")
         self.network = scene.make_network(**changes)
         world = scene.make_world(directory)
-        self.guests = [Guest(world, self.network, f"10.88.0.{number}") for number in (2, 3, 4)]
+        self.guests = [Guest(world, self.network, f"10.64.0.{number}") for number in (2, 3, 4)]
         self.tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
         self.tap.bind((self.network.bridge, 0))
         self.tap.settimeout(scene.QUIET_S)
@@ -97,7 +97,7 @@ def forgeries(guest: Guest, peer: Guest, dice: random.Random) -> list[Callable[[
     """Each makes one frame that the guest has no right to send."""
     me, other = guest.nic, peer.nic
     target = dice.choice([other.mac, BROADCAST])
-    stranger = f"10.88.{dice.randrange(1, 255)}.{dice.randrange(1, 255)}"
+    stranger = f"10.64.{dice.randrange(1, 255)}.{dice.randrange(1, 255)}"
     stranger6 = f"fd12:3456:789a::{dice.randrange(0x100, 0xFFFF):x}"
     data = scene.udp(dice.randrange(1024, 65536), 6, dice.randbytes(20))
     plain = scene.ipv4(me.address, other.address, data)
@@ -181,7 +181,7 @@ def test_without_the_fence_forged_frames_pass(lan: Lan) -> None:
 def overheard(lan: Lan, *, expected: int) -> int:
     """How many of 100 frames each way between two guests the third sees; it claims to be one of them, too."""
     speaker, listener, spy = lan.guests
-    claim = scene.arp(listener.nic.mac, listener.nic.address, "10.88.0.1")
+    claim = scene.arp(listener.nic.mac, listener.nic.address, "10.64.0.1")
     spy.send(scene.ethernet(listener.nic.mac, BROADCAST, ARP, claim))
     for number in range(100):
         payload = scene.udp(7, 8, number.to_bytes(2, "big") * 10)

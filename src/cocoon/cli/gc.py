@@ -29,7 +29,7 @@ def _gc(context: Context, call: Call) -> int:
     for item, caution in found.kept:
         say(f"kept {item.path}: {caution}")
     for item in found.failed:
-        say(f"still there: {item.path}")
+        say(f"still there: {item.path or f'{item.kind} {item.name}'}")
     return 1 if found.failed else 0
 
 

@@ -18,6 +18,7 @@ from cocoon.gc.kind import Swept
 from cocoon.gc.kinds import KINDS
 from cocoon.gc.rows import GC, draw_rows, read_rows
 from cocoon.host.files import measure_tree
+from cocoon.network.cni_gc import collect_networks
 from cocoon.plan.execute import execute
 from cocoon.plan.plan import Plan
 from cocoon.value import Value
@@ -25,6 +26,9 @@ from cocoon.value import Value
 if TYPE_CHECKING:
     from cocoon.plan.step import Step
     from cocoon.plan.world import World
+
+
+NOT_COLLECTED = "the network's plugins failed to let go of what nobody has"
 
 
 class Collection(Value):
@@ -55,13 +59,17 @@ def collect_garbage(world: World, *, dry_run: bool = False) -> Collection:
     if garbage:
         plan = Plan(kind=GC, vm_id="", steps=plan_collection(garbage), recovery="finish")
         execute(world, lambda _: plan)
-    world.store.checkpoint()
     failed = {name for output in world.outputs.values() if isinstance(output, Swept) for name in output.failed}
+    networks = collect_networks(world)
+    world.store.checkpoint()
     # What is there without having failed is needed again: somebody has made it or taken it up meanwhile.
     return Collection(
         removed=tuple(item for item in garbage if not (item.path and os.path.lexists(item.path))),
         kept=verdict.kept,
-        failed=tuple(item for item in garbage if item.path in failed or item.name in failed),
+        failed=(
+            *(item for item in garbage if item.path in failed or item.name in failed),
+            *(Item(node=f"cni:{name}", kind="cni", name=name, path="", reason=NOT_COLLECTED) for name in networks),
+        ),
     )
 
 

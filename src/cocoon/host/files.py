@@ -211,6 +211,31 @@ def read_bounded(path: str, limit_bytes: int) -> bytes:
     return data
 
 
+def read_regular(path: str, limit_bytes: int) -> bytes:
+    """The content of a file that may be anything: neither waited for nor read unless it is a regular one.
+
+    Raises NotFound, Corrupt (no regular file, or longer than `limit_bytes`), HostFault.
+    """
+    try:
+        # Opening a device may have an effect, a pipe waits for its other end: asked first, and not waited for after.
+        fd = -1
+        if stat.S_ISREG(os.stat(path).st_mode):
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        if fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode):
+            if fd >= 0:
+                os.close(fd)
+            raise Corrupt(f"{path} is no regular file")
+        with open(fd, "rb") as file:
+            data = file.read(limit_bytes + 1)
+    except FileNotFoundError as error:
+        raise NotFound(f"{path} does not exist") from error
+    except OSError as error:
+        raise host_fault(f"read {path}", error) from error
+    if len(data) > limit_bytes:
+        raise Corrupt(f"{path} is longer than {render_size(limit_bytes)}")
+    return data
+
+
 def list_directory(path: str) -> list[str]:
     """The names in a directory, sorted; none when it does not exist. Raises HostFault."""
     try:

@@ -1,10 +1,11 @@
 """Networks that CNI plugins make: an interface and its address are theirs, asked for once and kept until the removal.
 
-    debt ─► ADD ─► result into the debt, address into the VM's record        failed: DEL
+    STATUS ─► debt ─► ADD ─► result into the debt, address into the VM's record        failed: DEL
     start   the interface is there: CHECK        not (a reboot): ADD again, with the old address asked for
     removal DEL ─► the debt goes; a DEL that fails stays owed, and `cocoon gc` tries it again
 
 The row that owes a DEL is durable before the first plugin runs: whatever dies in between, no address is lost for ever.
+It is the cache of results, too, that CHECK and DEL need. ADDs and DELs share the network's lock; a GC has it alone.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cocoon.errors import CocoonError, InvalidState, NotFound
 from cocoon.host import netlink, netns
+from cocoon.host.locks import Lock, host_lock
 from cocoon.model.network import Network
 from cocoon.model.vm import NIC, VMRecord
 from cocoon.network.addressing import inner_name
 from cocoon.network.conflist import ConfList
-from cocoon.network.plugins import Attachment, Plugins, parse_result
+from cocoon.network.plugins import Attachment, Plugins
+from cocoon.network.result import parse_result
 from cocoon.plan.launch import quote
 from cocoon.plan.step import Step
 from cocoon.value import Value, from_plain, to_plain
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from cocoon.plan.world import World
 
 DEBT = "cni"
+LOCK_TIMEOUT_S = 300.0  # A GC asks every plugin of the network, each of which has its time.
 
 
 class Owed(Value):
@@ -67,21 +71,27 @@ class AttachCNI(Step):
     def apply(self, world: World) -> Value | None:
         """Raises what the plugins raise; InvalidState when a VM would get another address than it had."""
         debt = find_debt(world, self.vm_id, self.attachment.interface)
-        if debt is None:
-            if self.network is None:
-                raise NotFound(f"nobody knows how {self.attachment.interface} was made", hint="make the VM again")
-            owed = Owed(network=self.network, attachment=self.attachment)
-            with world.store.write() as transaction:
-                debt_id = transaction.add_debt(DEBT, self.vm_id, owed)
-        else:
-            debt_id, owed = debt.id, from_plain(Owed, debt.arguments)
-            if self._is_whole(world, owed):
+        if debt is None and self.network is None:
+            raise NotFound(f"nobody knows how {self.attachment.interface} was made", hint="make the VM again")
+        owed = from_plain(Owed, debt.arguments) if debt is not None else None
+        network = self.network or (owed.network if owed is not None else None)
+        assert network is not None, "one of the two has it"
+        with lock_network(network.name, shared=True):
+            if owed is not None and self._is_whole(world, owed):
                 return None
-            _plugins(world, owed).delete(_known(owed))
-            owed = Owed(network=self.network or owed.network, attachment=self.attachment)
-            with world.store.write() as transaction:
-                transaction.change_debt(debt_id, owed)
-        self._add(world, debt_id, owed)
+            if debt is None or owed is None:
+                plugins = Plugins(network, world.config.cni_bin_dir).negotiate()
+                plugins.check_status()
+                owed = Owed(network=plugins.network, attachment=self.attachment)
+                with world.store.write() as transaction:
+                    debt_id = transaction.add_debt(DEBT, self.vm_id, owed)
+            else:
+                debt_id = debt.id
+                _plugins(world, owed).delete(owed.attachment, _known(owed))
+                owed = Owed(network=network, attachment=self.attachment)
+                with world.store.write() as transaction:
+                    transaction.change_debt(debt_id, owed)
+            self._add(world, debt_id, owed)
         return None
 
     def undo(self, world: World) -> None:
@@ -99,7 +109,7 @@ class AttachCNI(Step):
         if self.new:
             return True  # It was made a moment ago, by the first phase of this very plan.
         try:
-            _plugins(world, owed).check(owed.result)
+            _plugins(world, owed).check(owed.attachment, owed.result)
         except CocoonError as error:
             world.report(f"{self.attachment.interface} is made again: {error.message}")
             return False
@@ -107,7 +117,7 @@ class AttachCNI(Step):
 
     def _add(self, world: World, debt_id: int, owed: Owed) -> None:
         try:
-            result = _plugins(world, owed).add()
+            result = _plugins(world, owed).add(owed.attachment)
             nic = self._take_over(world, result)
         except BaseException:
             self._give_back(world, owed)
@@ -121,11 +131,12 @@ class AttachCNI(Step):
 
     def _give_back(self, world: World, owed: Owed) -> None:
         """After an ADD that failed. What a VM that exists owes stays: it says how to ADD at the next start."""
-        if self.new:
-            release(world, self.vm_id, self.attachment.interface)
+        debt = find_debt(world, self.vm_id, self.attachment.interface) if self.new else None
+        if debt is not None:
+            _pay(world, debt, owed)
             return
         try:
-            _plugins(world, owed).delete()
+            _plugins(world, owed).delete(owed.attachment)
         except CocoonError as error:
             world.report(f"an address of network {owed.network.name} is still taken: {error.message}")
 
@@ -194,7 +205,7 @@ class CNI:
             netns=nic.netns,
             interface=inner_name(nic.index),
             mac="" if new else nic.mac,
-            addresses=() if new else tuple(address for address in (nic.address, nic.address6) if address),
+            addresses=() if new else _addresses(nic),
             ports=vm.spec.ports if nic.index == 0 else (),
         )
         conflist = from_plain(ConfList, _parsed(network.config)) if network.config else None
@@ -227,8 +238,22 @@ def release(world: World, vm_id: str, interface: str) -> None:
 
 
 def pay(world: World, debt: Debt) -> bool:
-    """Tries to give back what is owed; whether it is paid now. A failure is noted and reported."""
+    """Tries to give back what is owed; whether it is paid now. A failure is noted and reported.
+
+    Raises Timeout when a GC of the network does not end.
+    """
     owed = from_plain(Owed, debt.arguments)
+    with lock_network(owed.network.name, shared=True):
+        return _pay(world, debt, owed)
+
+
+def lock_network(name: str, *, shared: bool, timeout_s: float = LOCK_TIMEOUT_S) -> Lock:
+    """The lock of a CNI network, against every engine of the host: a GC must not meet an ADD or DEL (CNI specification,
+    section 3). Raises Timeout, HostFault."""
+    return host_lock(f"cni-{name}", timeout_s, shared=shared)
+
+
+def _pay(world: World, debt: Debt, owed: Owed) -> bool:
     try:
         _forgive(world, debt, owed)
     except CocoonError as error:
@@ -240,9 +265,15 @@ def pay(world: World, debt: Debt) -> bool:
 
 
 def _forgive(world: World, debt: Debt, owed: Owed) -> None:
-    _plugins(world, owed).delete(_known(owed))
+    _plugins(world, owed).delete(owed.attachment, _known(owed))
     with world.store.write() as transaction:
         transaction.remove_debt(debt.id)
+
+
+def _addresses(nic: NIC) -> tuple[str, ...]:
+    """What it had, with prefixes."""
+    both = ((nic.address, nic.prefix), (nic.address6, nic.prefix6))
+    return tuple(f"{address}/{prefix}" for address, prefix in both if address)
 
 
 def _known(owed: Owed) -> dict[str, Any] | None:
@@ -250,7 +281,7 @@ def _known(owed: Owed) -> dict[str, Any] | None:
 
 
 def _plugins(world: World, owed: Owed) -> Plugins:
-    return Plugins(owed.network, owed.attachment, world.config.cni_bin_dir)
+    return Plugins(owed.network, world.config.cni_bin_dir)
 
 
 def _json(plain: object) -> str:

@@ -2,8 +2,11 @@
 
     {"cniVersion": "1.0.0", "name": "office", "plugins": [{"type": "bridge", ...}, {"type": "portmap", ...}]}
 
-A file that is broken is named, and the others still count. The first by file name is what `--network cni` means.
-Source: the CNI specification, section 1 (https://www.cni.dev/docs/spec/).
+    office.conflist     a network; unless it says `loadOnlyInlinedPlugins`, with the plugins of
+    office/*.conf       the directory beside it that is called as it is, by file name, after its own
+
+A file that is broken is named, and the others still count; a network is broken when one of its plugins is. The first by
+file name is what `--network cni` means. Source: the CNI specification 1.1.0, section 1 (https://www.cni.dev/docs/spec/).
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from cocoon.errors import CocoonError, InvalidSpec, NotFound
-from cocoon.host.files import read_bounded
+from cocoon.host.files import list_directory, read_regular
 from cocoon.units import printable
 from cocoon.value import Value
 
 SUFFIXES = (".conflist", ".conf", ".json")
+PLUGIN_SUFFIX = ".conf"
 LIMIT_BYTES = 1024 * 1024
 MAX_PLUGINS = 64
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -28,13 +32,19 @@ _TYPE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,63}")
 
 
 class ConfList(Value):
-    """One network: its plugins in order, each with its whole configuration as JSON text."""
+    """One network: its plugins in order, each with its whole configuration as JSON text.
+
+    `versions` are those of the protocol that it allows and we speak, `version` the latest of them. With `disable_check`
+    or `disable_gc` its plugins are never asked that.
+    """
 
     name: str
     version: str
     plugins: tuple[str, ...]
     disable_check: bool
     path: str
+    versions: tuple[str, ...] = ()
+    disable_gc: bool = False
 
     def configurations(self) -> list[dict[str, Any]]:
         """The plugins' configurations."""
@@ -61,7 +71,7 @@ def read_conflists(directory: str) -> tuple[list[ConfList], list[str]]:
     for name in names:
         path = f"{directory}/{name}"
         try:
-            parsed = parse_conflist(read_bounded(path, LIMIT_BYTES), path)
+            parsed = parse_conflist(read_regular(path, LIMIT_BYTES), path)
         except CocoonError as error:
             problems.append(f"{path}: {error.message}")
             continue
@@ -85,34 +95,91 @@ def find_conflist(directory: str, name: str) -> ConfList:
 
 
 def parse_conflist(text: bytes, path: str) -> ConfList:
-    """One file's network. Raises InvalidSpec with what is wrong."""
+    """The network of the file `path` with this text; the directory of its other plugins is read. Raises InvalidSpec and
+    what reading raises, with what is wrong."""
+    plain = _object(text)
+    name = plain.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidSpec(f"its name {printable(str(name))} is not allowed")
+    versions = _versions(plain)
+    if "plugins" not in plain and "type" in plain:
+        plugins = [plain]  # A single plugin's configuration is a list of one.
+    else:
+        plugins = _list(plain.get("plugins", []))
+        if not _is_on(plain, "loadOnlyInlinedPlugins"):
+            plugins += _read_plugins(os.path.join(os.path.dirname(path), name))
+    return ConfList(
+        name=name,
+        version=max(versions, key=VERSIONS.index),
+        plugins=_checked(plugins),
+        disable_check=_is_on(plain, "disableCheck"),
+        path=path,
+        versions=versions,
+        disable_gc=_is_on(plain, "disableGC"),
+    )
+
+
+def _object(text: bytes) -> dict[str, Any]:
     try:
         plain = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidSpec(f"it is no JSON: {printable(str(error))}") from error
     if not isinstance(plain, dict):
         raise InvalidSpec("it is no JSON object")
-    name, version = plain.get("name"), plain.get("cniVersion", "0.3.0")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InvalidSpec(f"its name {printable(str(name))} is not allowed")
-    if version not in VERSIONS:
-        raise InvalidSpec(f"its cniVersion {printable(str(version))} is not one of {', '.join(VERSIONS)}")
-    if "plugins" not in plain and "type" in plain:
-        plain = {**plain, "plugins": [plain]}  # A single plugin's configuration is a list of one.
-    return ConfList(
-        name=name,
-        version=version,
-        plugins=_plugins(plain.get("plugins")),
-        disable_check=plain.get("disableCheck") in (True, "true"),
-        path=path,
-    )
+    return plain
 
 
-def _plugins(plain: object) -> tuple[str, ...]:
-    if not isinstance(plain, list) or not 0 < len(plain) <= MAX_PLUGINS:
+def _versions(plain: dict[str, Any]) -> tuple[str, ...]:
+    """Those that the network allows and we speak, each once. Raises InvalidSpec when there is none."""
+    more = plain.get("cniVersions", [])
+    if not isinstance(more, list) or not all(isinstance(version, str) for version in more):
+        raise InvalidSpec("its cniVersions are no list of versions")
+    given = [plain["cniVersion"]] if "cniVersion" in plain else []
+    allowed = [*given, *more] or ["0.3.0"]
+    versions = tuple(version for version in VERSIONS if version in allowed)
+    if not versions:
+        shown = printable(" ".join(map(str, allowed)), 100)
+        raise InvalidSpec(f"its cniVersion {shown} is not one of {', '.join(VERSIONS)}")
+    return versions
+
+
+def _is_on(plain: dict[str, Any], key: str) -> bool:
+    """A switch; some write it as a string. Raises InvalidSpec for anything else: it must not be taken for off."""
+    given = plain.get(key, False)
+    if given in (True, "true"):
+        return True
+    if given in (False, "false"):
+        return False
+    raise InvalidSpec(f"its {key} is {printable(str(given))}, neither true nor false")
+
+
+def _read_plugins(directory: str) -> list[Any]:
+    """The plugins that other programs have added to a network. Raises InvalidSpec, which names the file."""
+    found: list[Any] = []
+    for name in list_directory(directory) if os.path.isdir(directory) else ():
+        if not name.endswith(PLUGIN_SUFFIX):
+            continue
+        if len(found) == MAX_PLUGINS:
+            raise InvalidSpec(f"{directory} has more than {MAX_PLUGINS} plugins")
+        try:
+            found.append(_object(read_regular(f"{directory}/{name}", LIMIT_BYTES)))
+        except CocoonError as error:
+            raise InvalidSpec(f"its plugin {directory}/{name}: {error.message}") from error
+    return found
+
+
+def _list(plain: object) -> list[Any]:
+    if not isinstance(plain, list):
         raise InvalidSpec("it has no list of plugins")
-    for plugin in plain:
+    return list(plain)
+
+
+def _checked(plugins: list[Any]) -> tuple[str, ...]:
+    """Raises InvalidSpec."""
+    if not 0 < len(plugins) <= MAX_PLUGINS:
+        raise InvalidSpec(f"it has no list of plugins, of 1 to {MAX_PLUGINS}")
+    for plugin in plugins:
         kind = plugin.get("type") if isinstance(plugin, Mapping) else None
         if not isinstance(kind, str) or not _TYPE.fullmatch(kind):
             raise InvalidSpec(f"a plugin's type {printable(str(kind))} is not allowed")
-    return tuple(json.dumps(plugin) for plugin in plain)
+    return tuple(json.dumps(plugin) for plugin in plugins)

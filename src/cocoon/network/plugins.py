@@ -1,32 +1,40 @@
-"""Running CNI plugins: ADD, CHECK, DEL, one plugin after another, each with the result of the one before.
+"""Running CNI plugins, one after another: ADD, CHECK, DEL of an attachment, STATUS and GC of a network, VERSION.
+
+    VERSION ─► STATUS ─► ADD in order, each with the result of the one before ─► CHECK ─► DEL in reverse order
+    GC      with every attachment that is still valid: what plugins keep of others goes
 
 A plugin is a program of the host's that runs as root and is trusted as such; what it prints is not: it has a deadline,
-a size, and is checked. Sources: the CNI specification, sections 2 to 5, and its conventions for `runtimeConfig`.
+a size, and is checked. Sources: the CNI specification 1.1.0, sections 2 to 5, and its conventions for `runtimeConfig`.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import json
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-from cocoon.errors import CocoonError, CommandFailed, Corrupt, NotFound, Timeout, Unsupported
+from cocoon.errors import CocoonError, CommandFailed, Corrupt, InvalidState, NotFound, Timeout, Unsupported
 from cocoon.host.command import Tie, find_program, start
 from cocoon.host.netns import netns_path
 from cocoon.model.vm import PublishedPort
-from cocoon.network.conflist import ConfList
+from cocoon.network.conflist import VERSIONS, ConfList
 from cocoon.units import MIB, printable
 from cocoon.value import Value
 
 TIMEOUT_S = 30.0  # Of one plugin; the dhcp one waits for a server.
 RESULT_LIMIT_BYTES = 1 * MIB
-CHECK_SINCE = "0.4.0"
+CHECK_SINCE, STATUS_SINCE, GC_SINCE = "0.4.0", "1.1.0", "1.1.0"
+RESERVED_PREFIX = "cni.dev/"
+# The second is how the first was spelt for a while; who reads only that one would take an absent list for an empty one.
+VALID_ATTACHMENTS = (f"{RESERVED_PREFIX}valid-attachments", f"{RESERVED_PREFIX}attachments")
+MAX_PLUGIN_VERSIONS = 64
 
 
 class Attachment(Value):
     """One interface that plugins make: `container` is the VM's id, `netns` a name below /run/netns.
 
-    `mac` and `addresses` are asked for where they are given, in every way that there is for it.
+    `mac` and `addresses` (`a.b.c.d/n`, or IPv6) are asked for where they are given, in every way that there is for it.
     """
 
     container: str
@@ -37,92 +45,146 @@ class Attachment(Value):
     ports: tuple[PublishedPort, ...] = ()
 
 
-class Result(Value):
-    """What ADD gave the interface. Addresses without their prefix; "" for none: then a server outside gives one."""
-
-    address: str
-    prefix: int
-    gateway: str
-    address6: str
-    prefix6: int
-    gateway6: str
-    mtu: int
-    dns: tuple[str, ...]
-
-
 class Plugins:
-    """The plugins of one network for one attachment. `directories` are searched in order, separated by colons."""
+    """The plugins of one network. `directories` are searched in order, separated by colons.
 
-    def __init__(self, network: ConfList, attachment: Attachment, directories: str) -> None:
-        self._network = network
-        self._attachment = attachment
+    Everything raises NotFound (no such plugin), CommandFailed with the plugin's words, Timeout, Corrupt (what it
+    prints).
+    """
+
+    def __init__(self, network: ConfList, directories: str) -> None:
+        self.network = network
         self._directories = directories
 
-    def add(self) -> dict[str, Any]:
-        """Runs ADD of every plugin; returns the last result as it came.
+    def negotiate(self) -> Plugins:
+        """The same with the latest version of the protocol that the network allows and all its plugins speak; only a
+        network that allows several is asked for. Raises Unsupported when there is none."""
+        common = list(self.network.versions)
+        if len(common) < 2:
+            return self
+        for kind in sorted(self._kinds()):
+            spoken = _parse_versions(self._run("VERSION", {"type": kind}), kind)
+            common = [version for version in common if version in spoken]
+        if not common:
+            allowed = ", ".join(self.network.versions)
+            what = f"the plugins of network {self.network.name} speak none of the CNI versions {allowed}"
+            raise Unsupported(what, hint=f"give cniVersions in {self.network.path} that they speak")
+        version = max(common, key=VERSIONS.index)
+        return Plugins(self.network.replace(version=version, versions=(version,)), self._directories)
 
-        Raises NotFound (no such plugin), CommandFailed with the plugin's words, Timeout, Corrupt (what it prints).
-        """
+    def check_status(self) -> None:
+        """Asks every plugin whether it can serve an ADD; older networks cannot say. Raises InvalidState with the words
+        of the first that cannot."""
+        if not self.network.is_at_least(STATUS_SINCE):
+            return
+        for plugin in self.network.configurations():
+            try:
+                self._run("STATUS", plugin)
+            except CommandFailed as error:
+                raise InvalidState(
+                    f"network {self.network.name} takes no VM now: {error.message}",
+                    hint="what its plugins need is not there, or used up: see their documentation",
+                ) from error
+
+    def add(self, attachment: Attachment) -> dict[str, Any]:
+        """Runs ADD of every plugin; returns the last result as it came."""
         result: dict[str, Any] | None = None
-        for plugin in self._network.configurations():
-            result = _object(self._run("ADD", plugin, result), plugin)
+        for plugin in self.network.configurations():
+            result = _object(self._attach("ADD", plugin, attachment=attachment, previous=result), plugin)
         assert result is not None, "a network has at least one plugin"
         return result
 
-    def check(self, result: dict[str, Any]) -> None:
-        """Asks every plugin whether all is still as ADD made it; older networks cannot say. Raises as `add`."""
-        if self._network.disable_check or not self._network.is_at_least(CHECK_SINCE):
+    def check(self, attachment: Attachment, result: dict[str, Any]) -> None:
+        """Asks every plugin whether all is still as ADD made it; older networks cannot say."""
+        if self.network.disable_check or not self.network.is_at_least(CHECK_SINCE):
             return
-        for plugin in self._network.configurations():
-            self._run("CHECK", plugin, result)
+        for plugin in self.network.configurations():
+            self._attach("CHECK", plugin, attachment=attachment, previous=result)
 
-    def delete(self, result: dict[str, Any] | None = None) -> None:
+    def delete(self, attachment: Attachment, result: dict[str, Any] | None = None) -> None:
         """Runs DEL of every plugin, the last first, all of them whatever one says; then raises what the first one that
         failed did. A plugin must accept that there is nothing any more."""
-        previous = result if self._network.is_at_least(CHECK_SINCE) else None
-        failure: CocoonError | None = None
-        for plugin in reversed(self._network.configurations()):
-            try:
-                self._run("DEL", plugin, previous)
-            except (CommandFailed, NotFound, Timeout) as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+        previous = result if self.network.is_at_least(CHECK_SINCE) else None
+        plugins = reversed(self.network.configurations())
+        _all(partial(self._attach, "DEL", plugin, attachment=attachment, previous=previous) for plugin in plugins)
 
-    def _run(self, command: str, plugin: dict[str, Any], previous: dict[str, Any] | None) -> bytes:
+    def collect(self, valid: Iterable[tuple[str, str]]) -> None:
+        """Runs GC of every plugin, all of them whatever one says, with the attachments that are valid: containers and
+        their interfaces. Then raises what the first one that failed did. Older networks have none."""
+        if self.network.disable_gc or not self.network.is_at_least(GC_SINCE):
+            return
+        known = [{"containerID": container, "ifname": interface} for container, interface in valid]
+        added: dict[str, Any] = dict.fromkeys(VALID_ATTACHMENTS, known)
+        _all(partial(self._run, "GC", plugin, added=added) for plugin in self.network.configurations())
+
+    def _kinds(self) -> set[str]:
+        """The plugins' names, with those that give addresses for them."""
+        found = set()
+        for plugin in self.network.configurations():
+            ipam = plugin.get("ipam")
+            names = (plugin["type"], ipam.get("type") if isinstance(ipam, dict) else None)
+            found |= {name for name in names if isinstance(name, str) and name and "/" not in name}
+        return found
+
+    def _attach(
+        self, command: str, plugin: dict[str, Any], *, attachment: Attachment, previous: dict[str, Any] | None
+    ) -> bytes:
+        added: dict[str, Any] = {}
+        runtime = _runtime_config(plugin, attachment)
+        if runtime:
+            added["runtimeConfig"] = runtime
+        if attachment.addresses:
+            added["args"] = {"cni": {"ips": [_bare(address) for address in attachment.addresses]}}
+        if previous is not None:
+            added["prevResult"] = previous
+        return self._run(command, plugin, environment=_environment(attachment), added=added)
+
+    def _run(
+        self,
+        command: str,
+        plugin: dict[str, Any],
+        *,
+        environment: dict[str, str] | None = None,
+        added: dict[str, Any] | None = None,
+    ) -> bytes:
         kind = str(plugin["type"])
         program = next(filter(find_program, (f"{one}/{kind}" for one in self._directories.split(":"))), None)
         if program is None:
             hint = "apt-get install containernetworking-plugins, or set cni_bin_dir"
             raise NotFound(f"CNI plugin {printable(kind)} is not in {self._directories}", hint=hint)
-        request = {**plugin, "name": self._network.name, "cniVersion": self._network.version}
-        runtime = _runtime_config(plugin, self._attachment)
-        if runtime:
-            request["runtimeConfig"] = runtime
-        if self._attachment.addresses:
-            request["args"] = {"cni": {"ips": list(self._attachment.addresses)}}
-        if previous is not None:
-            request["prevResult"] = previous
+        # What is the protocol's own is not the configuration's to set.
+        own = {key: item for key, item in plugin.items() if not key.startswith(RESERVED_PREFIX)}
+        own.pop("capabilities", None)
+        request = {**own, **(added or {}), "name": self.network.name, "cniVersion": self.network.version}
+        variables = {**(environment or {}), "CNI_COMMAND": command, "CNI_PATH": self._directories}
         # An ADD must not go on after the DEL of whoever takes over from us when we are killed.
-        running = start(
-            [program], environment=_environment(command, self._attachment, self._directories), sandbox=Tie()
-        )
+        running = start([program], environment=variables, sandbox=Tie())
         try:
             return running.communicate(json.dumps(request).encode(), timeout_s=TIMEOUT_S)
         except CommandFailed as error:
-            what = f"CNI plugin {kind} of network {self._network.name}"
+            what = f"CNI plugin {kind} of network {self.network.name}"
             raise CommandFailed(f"{what}: {_words(running.output, error)}") from error
 
 
-def _environment(command: str, attachment: Attachment, directories: str) -> dict[str, str]:
+def _all(calls: Iterable[Callable[[], object]]) -> None:
+    """Every call, whatever one raises; then raises what the first did."""
+    failure: CocoonError | None = None
+    for call in calls:
+        try:
+            call()
+        except (CommandFailed, NotFound, Timeout) as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
+def _environment(attachment: Attachment) -> dict[str, str]:
     # This old way has room for one.
-    arguments = ["IgnoreUnknown=1", *(f"IP={address}" for address in attachment.addresses[:1])]
+    arguments = ["IgnoreUnknown=1", *(f"IP={_bare(address)}" for address in attachment.addresses[:1])]
     return {
-        "CNI_COMMAND": command,
         "CNI_CONTAINERID": attachment.container,
         "CNI_NETNS": netns_path(attachment.netns),
         "CNI_IFNAME": attachment.interface,
-        "CNI_PATH": directories,
         "CNI_ARGS": ";".join(arguments),
     }
 
@@ -148,6 +210,19 @@ def _runtime_config(plugin: dict[str, Any], attachment: Attachment) -> dict[str,
     return {key: value for key, value in wanted.items() if isinstance(capabilities, dict) and capabilities.get(key)}
 
 
+def _bare(address: str) -> str:
+    """Without its prefix."""
+    return address.partition("/")[0]
+
+
+def _parse_versions(output: bytes, kind: str) -> set[str]:
+    """The versions of the protocol that a plugin says it speaks. Raises Corrupt."""
+    spoken = _object(output, {"type": kind}).get("supportedVersions")
+    if not isinstance(spoken, list) or len(spoken) > MAX_PLUGIN_VERSIONS:
+        raise Corrupt(f"CNI plugin {kind} does not say which versions it speaks")
+    return {version for version in spoken if isinstance(version, str)}
+
+
 def _words(output: bytes, error: CommandFailed) -> str:
     """The plugin's own words from its error object (section 5), or how it ended."""
     try:
@@ -169,43 +244,3 @@ def _object(output: bytes, plugin: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise Corrupt(f"{what} prints no JSON object")
     return plain
-
-
-def parse_result(plain: dict[str, Any], interface: str) -> Result:
-    """What the result says of `interface`. Raises Corrupt, Unsupported (more than one address of a kind is cut to the
-    first without a word; none at all is fine)."""
-    try:
-        interfaces = plain.get("interfaces") or []
-        ours = next(
-            (i for i, item in enumerate(interfaces) if item.get("name") == interface and item.get("sandbox")), None
-        )
-        addresses = [item for item in plain.get("ips") or [] if item.get("interface") in (None, ours)]
-        first4 = next((item for item in addresses if ":" not in item["address"]), None)
-        first6 = next((item for item in addresses if ":" in item["address"]), None)
-        mtu = int(interfaces[ours].get("mtu") or 0) if ours is not None else 0
-        dns = tuple(_plain_ip(one) for one in (plain.get("dns") or {}).get("nameservers") or [])
-        address, prefix, gateway = _parse_ip(first4)
-        address6, prefix6, gateway6 = _parse_ip(first6)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Corrupt(f"a CNI result makes no sense: {printable(str(error))}") from error
-    if not 0 <= mtu <= 65_535:
-        raise Unsupported(f"a CNI result has an MTU of {mtu}")
-    return Result(
-        address=address, prefix=prefix, gateway=gateway,
-        address6=address6, prefix6=prefix6, gateway6=gateway6, mtu=mtu, dns=dns,
-    )  # fmt: skip
-
-
-def _parse_ip(item: dict[str, Any] | None) -> tuple[str, int, str]:
-    if item is None:
-        return "", 0, ""
-    interface = ipaddress.ip_interface(item["address"])
-    gateway = _plain_ip(item["gateway"]) if item.get("gateway") else ""
-    return str(interface.ip), interface.network.prefixlen, gateway
-
-
-def _plain_ip(text: str) -> str:
-    """An address without a zone, which may hold any characters (RFC 4007) and would come to lie in rules of ours."""
-    if "%" in text:
-        raise ValueError(f"{text} has a zone")
-    return str(ipaddress.ip_address(text))

@@ -123,10 +123,14 @@ def _hex(address: str) -> str:
 
 
 def _to_guest(nic: NIC) -> list[str]:
+    """Everything that is for it; but where a plugin has asked a DHCP server for its address, the answers go to whoever
+    asks that again in the guest's name, in its namespace."""
+    ours = nic.provider == "cni" and nic.address
     return [
         f"  chain to{nic.index} {{",
         f'    type filter hook ingress device "{inner_name(nic.index)}" priority 0; policy drop;',
         f"    ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 ether daddr != {nic.mac} drop",
+        *(["    udp sport 67 udp dport 68 accept"] if ours else []),
         f'    fwd to "{nic.tap}"',
         "  }",
     ]
