@@ -13,7 +13,7 @@ from cocoon.config import Config
 from cocoon.host import binaries, firmware
 from cocoon.host import facts as host_facts
 from cocoon.host.binaries import find_libraries, probe_binary
-from cocoon.host.facts import CACHE_NAME, gather_facts, read_cgroups
+from cocoon.host.facts import CACHE_NAME, gather_facts, parse_release, read_cgroups
 from cocoon.model.host import FirmwareFacts
 
 ARCH = os.uname().machine
@@ -74,6 +74,34 @@ def test_this_host(config: Config) -> None:
     assert all(os.path.exists(path) for path in qemu.closure)
     assert any("libc.so" in path for path in qemu.closure)
     assert facts == gather_facts(config).replace(memory_available_bytes=facts.memory_available_bytes)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("6.12.41-cloud-amd64", (6, 12)),
+        ("5.4", (5, 4)),
+        ("6.1.0rc1+", (6, 1)),
+        ("6", (0, 0)),
+        ("6.x.1", (0, 0)),
+        ("", (0, 0)),
+    ],
+)
+def test_a_kernels_release(text: str, numbers: tuple[int, int]) -> None:
+    assert parse_release(text) == numbers
+
+
+def test_io_uring_is_what_an_unprivileged_program_can_use(
+    config: Config, probes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch = tmp_path / "io_uring_disabled"
+    monkeypatch.setattr(host_facts, "IO_URING_SWITCH", str(switch))
+    has = host_facts.has_io_uring()
+    for state, usable in (("0\n", has), ("1\n", False), ("2\n", False), ("0\n", has)):
+        switch.write_text(state)
+        assert gather_facts(config).io_uring is usable, "the switch counts although the rest is cached"
+    monkeypatch.setattr(host_facts, "IO_URING_SINCE", (99, 0))
+    assert not host_facts.has_io_uring()
 
 
 def test_the_closure_is_not_all_of_usr(config: Config) -> None:

@@ -22,7 +22,7 @@ from cocoon.units import KIB
 from cocoon.value import from_plain, to_plain
 
 CACHE_NAME = "host-facts.json"
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 CACHE_LIMIT_BYTES = 1024 * 1024
 KVM_DEVICE = "/dev/kvm"
 IO_URING_SINCE = (5, 12)
@@ -58,7 +58,7 @@ def gather_facts(config: Config, *, fresh: bool = False) -> HostFacts:
         free_hugepages=max(0, memory.get("HugePages_Free", 0) - memory.get("HugePages_Rsvd", 0)),
         hugepage_bytes=memory.get("Hugepagesize", 0) * KIB,
         landlock=lasting["landlock"] > 0,
-        io_uring=has_io_uring(),
+        io_uring=lasting["io_uring"] and _read_text(IO_URING_SWITCH).strip() in ("", "0"),
     )
 
 
@@ -71,16 +71,16 @@ def landlock_abi() -> int:
 
 
 def has_io_uring() -> bool:
-    """Whether unprivileged processes may use io_uring, and its threads belong to them (from Linux 5.12 they stay in
-    their cgroup). Sources: io_uring_setup(2); Documentation/admin-guide/sysctl/kernel.rst, io_uring_disabled."""
+    """Whether the kernel has io_uring, and its threads belong to those who use it: from Linux 5.12 they are in their
+    control group. It may still be switched off (io_uring_setup(2); sysctl/kernel.rst, io_uring_disabled)."""
     import ctypes
     import errno
 
-    if parse_release(os.uname().release) < IO_URING_SINCE or _read_text(IO_URING_SWITCH).strip() not in ("", "0"):
+    if parse_release(os.uname().release) < IO_URING_SINCE:
         return False
     libc, setup = ctypes.CDLL(None, use_errno=True), 425
     libc.syscall(setup, 0, None)  # Never made: the kernel says only whether it would look at the arguments.
-    return ctypes.get_errno() in (errno.EFAULT, errno.EINVAL)
+    return ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM)
 
 
 def parse_release(text: str) -> tuple[int, int]:
@@ -163,6 +163,7 @@ def _probe_lasting(commands: dict[str, str], located: dict[str, str | None], arc
         "kvm": to_plain(probe_kvm(arch, binaries["qemu"])),
         "binaries": to_plain(binaries),
         "landlock": landlock_abi(),
+        "io_uring": has_io_uring(),
     }
 
 
@@ -196,7 +197,11 @@ def _is_current(cached: dict[str, Any], located: dict[str, str | None]) -> bool:
         return False
     from_plain(KVMFacts, cached["kvm"])
     binaries = {name: from_plain(BinaryFacts, plain) for name, plain in cached["binaries"].items()}
-    if binaries.keys() != located.keys() or not isinstance(cached["landlock"], int):
+    if (
+        binaries.keys() != located.keys()
+        or not isinstance(cached["landlock"], int)
+        or not isinstance(cached["io_uring"], bool)
+    ):
         return False
     return bool(cached["stamps"] == _stamps(binaries, located))
 
