@@ -12,7 +12,7 @@ from cocoon.errors import Unsupported
 from cocoon.hypervisors.firecracker.api import AskFirecracker
 from cocoon.hypervisors.firecracker.backend import BACKEND
 from cocoon.model.host import HostFacts
-from cocoon.model.vm import VMRecord
+from cocoon.model.vm import RateLimits, VMRecord
 from cocoon.plan.step import Step
 from cocoon.units import MIB
 from fake_firecracker import OLDEST, VERSIONS, Asked, check_requests
@@ -41,8 +41,10 @@ def drawn_vms() -> list[VMRecord]:
     """VMs that the backend accepts, of every size: with few devices and with as many as there is room for."""
     vms = []
     for memory, nics, full, huge in itertools.product(MEMORY_MIB, (0, 1, 3, 8), (False, True), (False, True)):
-        cpus = random.Random(memory * 100 + nics).randint(1, 32)
-        spec = make_spec(memory_bytes=memory * MIB, nics=nics, cpus=cpus, hugepages=huge)
+        draw = random.Random(memory * 100 + nics)
+        names = ("disk_bytes", "disk_requests", "nic_bytes")
+        rates = RateLimits(**{name: draw.choice((0, 1, 1 << 40)) for name in names})
+        spec = make_spec(memory_bytes=memory * MIB, nics=nics, cpus=draw.randint(1, 32), hugepages=huge, rates=rates)
         facts = facts_of(OLDEST, free_hugepages=4096)
         try:
             BACKEND.check(spec, make_image(), facts)

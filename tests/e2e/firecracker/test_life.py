@@ -53,7 +53,7 @@ def test_a_life(shared_cocoon: Cocoon):
 
     engine = engine_of(shared_cocoon)
     vm = engine.find_vm("one")
-    for step in BACKEND.plan_shutdown(vm):
+    for step in BACKEND.plan_shutdown(vm, END_TIMEOUT_S):
         step.apply(engine.world())
     assert process.wait_gone(vm.processes.supervisor, END_TIMEOUT_S), "Ctrl-Alt-Del is an orderly end"
     assert shared_cocoon.json("vm", "inspect", "one")["state"] == "stopped"
