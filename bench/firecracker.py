@@ -35,7 +35,7 @@ import startup  # noqa: E402
 
 import fixtures  # noqa: E402
 import own_netns  # noqa: E402
-from lab.vmms import ensure_firecracker  # noqa: E402
+from lab.vmms import find_programs  # noqa: E402
 
 VM = ("--fc", "--name", "bench", "--cpu", "1", "--memory", "256M", "--storage", "64M", "busybox", "sleep", "600")
 RUN_TIMEOUT_S = 300.0
@@ -61,7 +61,7 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.cocoon = fixtures.Cocoon(directory / "cocoon")
-        self.cocoon.environment["COCOON_FIRECRACKER_BINARY"] = str(ensure_firecracker())
+        self.cocoon.environment["COCOON_FIRECRACKER_BINARY"] = str(find_programs()["firecracker"])
         self.cocoon.run("kernel", "add", "--name", "debian", str(fixtures.fetch_kernel_deb()), timeout=RUN_TIMEOUT_S)
         self.cocoon.run("image", "import", "busybox", str(fixtures.build_busybox()), timeout=RUN_TIMEOUT_S)
         self._cpu = directory / "cpu"

@@ -53,13 +53,19 @@ def place_fake(directory: Path, whims: str = OLDEST) -> Path:
 
 def check_requests(version: str, requests: Sequence[Asked]) -> list[str]:
     """What a Firecracker of that version says to each request, one after the other: "" or the words of its refusal."""
-    lines = [f"{method} {path} {'' if body is None else json.dumps(body)}" for method, path, body in requests]
+    return check_plans(version, [requests])[0]
+
+
+def check_plans(version: str, plans: Sequence[Sequence[Asked]]) -> list[list[str]]:
+    """The same for several, each asked of a VMM of its own."""
+    lines = []
+    for plan in plans:
+        lines += [f"{method} {path} {'' if body is None else json.dumps(body)}" for method, path, body in plan]
+        lines.append("-")
     command = [str(build_fake()), "--check", version]
-    done = subprocess.run(
-        command, input="\n".join(lines) + "\n", capture_output=True, text=True, timeout=60, check=True
-    )
-    words = done.stdout.split("\n")[:-1]
-    assert len(words) == len(requests), done.stdout
+    said = iter(subprocess.check_output(command, input="\n".join(lines) + "\n", text=True, timeout=60).split("\n"))
+    words = [[next(said) for _ in plan] for plan in plans]
+    assert list(said) == [""]
     return words
 
 

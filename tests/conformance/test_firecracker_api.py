@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import socket
 import subprocess
 import time
@@ -15,7 +14,7 @@ import pytest
 from cocoon.errors import APIFailed
 from cocoon.host.vmm_http import request
 from fake_firecracker import Asked, place_fake
-from lab.vmms import ensure_firecracker
+from lab.vmms import NotToBeHad, find_programs
 
 pytestmark = pytest.mark.slow
 TIMEOUT_S = 60.0
@@ -147,12 +146,10 @@ def ask(
 
 @pytest.mark.parametrize("name", sorted(scenarios("")))
 def test_the_fake_thinks_of_each_request_as_the_real_one(name: str, tap: str, tmp_path: Path) -> None:
-    if platform.machine() != "x86_64":
-        pytest.skip("the package index has Firecracker for x86-64 only")
     try:
-        real = ensure_firecracker()
-    except RuntimeError as error:
-        pytest.skip(f"there is no Firecracker: {error}")
+        real = find_programs()["firecracker"]
+    except NotToBeHad as error:
+        pytest.skip(str(error))
     version = subprocess.run([real, "--version"], capture_output=True, text=True, check=True).stdout.split()[1][1:]
     for file in ("kernel", "disk", "metrics", "serial"):
         (tmp_path / file).write_bytes(bytes(4096))

@@ -1,7 +1,7 @@
 /* A program in the place of Firecracker: its arguments, its API with its refusals, a serial console; no guest.
  *
  *     firecracker --check VERSION     requests on stdin, one `METHOD PATH BODY` a line; for each an empty line or the
- *                                     words of its refusal; nothing is opened
+ *                                     words of its refusal; nothing is opened; after a line `-` a new one is asked
  *     DIRECTORY/firecracker OPTION... as the real one, in the version and with the whims that DIRECTORY is named after:
  *
  *     1.12.1              as it should be
@@ -28,7 +28,8 @@ struct whims {
 	char version[32];
 };
 
-static struct machine machine = {.memory_mib = 128, .vsock_fd = -1, .metrics_fd = -1};
+static const struct machine FRESH = {.memory_mib = 128, .vsock_fd = -1, .metrics_fd = -1};
+static struct machine machine;
 static struct client clients[CLIENTS];
 static struct pollfd slots[SLOTS];
 static struct whims whims;
@@ -78,6 +79,11 @@ static int check(const char *version) {
 	machine.version = V(major, minor);
 	while (fgets(line, sizeof(line), stdin)) {
 		line[strcspn(line, "\n")] = 0;
+		if (!strcmp(line, "-")) {
+			machine = FRESH;
+			machine.version = V(major, minor);
+			continue;
+		}
 		at = 0;
 		if (sscanf(line, "%15s %1023s %n", method, path, &at) != 2)
 			return 2;
@@ -272,6 +278,7 @@ static void run(void) {
 
 int main(int count, char **words) {
 	struct termios raw;
+	machine = FRESH;
 	if (count == 3 && !strcmp(words[1], "--check"))
 		return check(words[2]);
 	read_whims(words[0]);
