@@ -274,6 +274,9 @@ def test_requests_in_a_session_and_requests_that_are_refused(channel):
         ("join", (), InvalidSpec),
         ("join", (("session", "0x1"),), InvalidSpec),
         ("signal", (("session", str(session.number)), ("signal", "65")), InvalidSpec),
+        ("console", (("rows", "24"),), InvalidSpec),
+        ("console", (("rows", "0"), ("columns", "80")), InvalidSpec),
+        ("console", (("rows", "24"), ("columns", "10000")), InvalidSpec),
     ):
         with pytest.raises(error):
             channel.request(verb, *records)

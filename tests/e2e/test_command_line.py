@@ -46,9 +46,12 @@ def test_run_rm_shows_the_output_and_leaves_nothing(shared_cocoon: Cocoon) -> No
 
 def test_consoles_of_one_vm(shared_cocoon: Cocoon, sessions) -> None:
     shared_cocoon.run("run", "-d", "--rm", "--name", "seen", *SMALL, "busybox")
-    session = sessions("vm", "console", "seen")
+    session = sessions("vm", "console", "--resize", "seen")
     session.wait_for(r"connected to seen: \^\] and a dot leave")
     session.wait_for(r"/home/guest # ")
+    session.resize(31, 99)
+    session.type("while [ \"$(stty size)\" != '31 99' ]; do sleep 1; done; echo sized-$((1+1))\r")
+    session.wait_for("sized-2")
     session.type("echo hi-$((6*7))\r")
     session.wait_for("hi-42")
     session.type("\x1d.")

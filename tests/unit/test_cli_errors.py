@@ -115,6 +115,7 @@ def test_what_succeeds(arguments: list[str], status: int) -> None:
         ["vm", "inspect", "x" * 10_000],
         ["vm", "console", "--escape-char", "^M", "x"],
         ["vm", "console", "--read-only", "--take", "x"],
+        ["vm", "console", "--read-only", "--resize", "x"],
         ["vm", "logs", "--tail", "-1", "x"],
         ["vm", "logs", "--tail", "many", "x"],
         ["completion", "powershell"],
