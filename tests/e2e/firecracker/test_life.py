@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -68,15 +69,14 @@ def test_a_life(shared_cocoon: Cocoon):
 
 
 def test_huge_pages_only_when_asked_for(shared_cocoon: Cocoon):
-    switch = "/proc/sys/vm/nr_hugepages"
-    with open(switch, "r+") as file:
-        before = file.read()
-        file.write("140")
+    switch = Path("/proc/sys/vm/nr_hugepages")
+    before = switch.read_text()
+    switch.write_text("140")
     try:
         with open("/proc/meminfo") as file:
             free = int(next(line for line in file if line.startswith("HugePages_Free")).split()[1])
         if free < 128:
-            pytest.skip(f"the kernel finds {free} of 128 huge pages")
+            pytest.skip(f"the host's memory is in pieces: it finds {free} of 128 huge pages")
         shared_cocoon.run(
             "run",
             "-d",
@@ -99,5 +99,4 @@ def test_huge_pages_only_when_asked_for(shared_cocoon: Cocoon):
         assert int(private.split()[1]) > 0
         shared_cocoon.run("vm", "rm", "-f", "huge")
     finally:
-        with open(switch, "w") as file:
-            file.write(before)
+        switch.write_text(before)
