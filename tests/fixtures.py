@@ -143,6 +143,12 @@ def fetch_other_kernel_deb() -> Path:
     return next(build_once("other-kernel", [], ["bash", "-euc", _FETCH_OTHER]).glob("*.deb"))
 
 
+def vm_cgroups() -> list[Path]:
+    """The control groups of VMs in all hierarchies, while other tests make and remove theirs."""
+    walk = os.walk("/sys/fs/cgroup")
+    return [Path(root, name) for root, names, _ in walk if os.path.basename(root) == "cocoon" for name in names]
+
+
 class Cocoon:
     """Runs the command line as a user would, in a root directory of its own.
 

@@ -19,7 +19,7 @@ import executor_scene
 from cocoon.plan.recover import recover
 from executor_scene import inventory, make_world
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 HERE = os.path.dirname(executor_scene.__file__)
 FILES = ("mkdir", "rename", "renameat", "ftruncate", "fchown", "openat")
 DATA = ("fsync", "fdatasync", "write", "pwrite64")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from fake_firecracker import use_fake
-from fixtures import Cocoon
+from fixtures import Cocoon, vm_cgroups
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 SMALL = ("--cpu", "1", "--memory", "128M", "--storage", "64M")
 NAME = "crash"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIUFB0Dg2cjGdFllBF4kEYyaQPnDsT+cSVhh+bul4LBo"
@@ -43,7 +43,7 @@ def leftovers(cocoon: Cocoon) -> set[str]:
         for path in (root / folder).glob("*")
     }
     found |= {str(path) for path in Path("/run/netns").glob("cocoon-*")}
-    found |= {str(path) for path in Path("/sys/fs/cgroup").glob("**/cocoon/*") if path.is_dir()}
+    found |= {str(path) for path in vm_cgroups()}
     return {path for path in found if cocoon_owns(cocoon, path)}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures import Cocoon
+from fixtures import Cocoon, vm_cgroups
 from typist import Typist, console_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -118,5 +118,6 @@ def test_the_described_plan_boots_a_cloud_image_by_hand(engine: Cocoon) -> None:
         shell.communicate()
         for path in engine.root.glob(f"**/vms/{vm_id}"):
             shutil.rmtree(path)
-        for group in Path("/sys/fs/cgroup").glob(f"**/cocoon/{vm_id}"):
-            group.rmdir()
+        for group in vm_cgroups():
+            if group.name == vm_id:
+                group.rmdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from cocoon.guest.channel import ANSWER, EXIT, REQUEST, SIGNAL
 from cocoon.guest.session import EXIT_RECORD
 from false_guest import SESSION, Guest
 from fixtures import PROJECT, clean_environment
+from patience import wait_until
 
 JOINED = """
 import socket, sys
@@ -193,6 +195,17 @@ def test_a_closed_terminal_hangs_up_on_the_command(agent: agent_scene.Agent) -> 
     while pid in agent.children() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert pid not in agent.children()
+
+
+def test_output_to_a_terminal_that_has_gone(agent: agent_scene.Agent) -> None:
+    """Which may be seen before its signal is, or without one."""
+    ours, theirs = pty.openpty()
+    running = joined(agent.path, "sh", "-c", "echo $$; while :; do echo x; sleep 0.1; done", stdout=theirs)
+    os.close(theirs)
+    pid = int(os.read(ours, 100).split()[0])
+    os.close(ours)
+    assert running.wait(timeout=60) == 129
+    wait_until(lambda: pid not in agent.children(), "the end of the command")
 
 
 def test_killed_without_a_word_the_command_ends_as_well(agent: agent_scene.Agent) -> None:

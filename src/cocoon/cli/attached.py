@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BOOT_TIMEOUT_S = 600.0  # An emulated guest on a busy host; a VM that dies meanwhile is noticed at once.
 END_TIMEOUT_S = 30.0  # From the end of the command to that of the VM.
-LAST_MOMENTS_S = 5.0  # From the end of the channel to that of the VM.
+LAST_MOMENTS_S = 20.0  # From the end of the channel to that of the VM.
 SHOWN_LINES = 20  # Of the console, when a guest ends before its command has begun.
 STDIN = 0
 

@@ -7,6 +7,7 @@ what waits for it is bounded by the credit that the guest was given.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -121,9 +122,10 @@ class _Outlet:
         self.fd = fd
         self.pending = bytearray()
         self.is_broken = False
+        self._is_terminal = os.isatty(fd)
         try:
             mode = os.fstat(fd).st_mode
-            waits = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)
+            waits = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or self._is_terminal
         except OSError:
             waits, self.is_broken = False, True  # Closed by whoever started us: nobody wants it.
         self._step = PIPE_BYTES if waits else READ_BYTES
@@ -135,8 +137,8 @@ class _Outlet:
         return bool(poll.poll(0))
 
     def write_some(self) -> int:
-        """Writes what can be written without waiting, once; how much. Raises HostFault; a reader that went away breaks
-        the outlet, and all that follows is dropped."""
+        """Writes what can be written without waiting, once; how much. Raises HostFault, and Interrupted for a terminal
+        that has gone; a reader that went away breaks the outlet, and all that follows is dropped."""
         try:
             count = os.write(self.fd, self.pending[: self._step])
         except BlockingIOError:
@@ -145,6 +147,8 @@ class _Outlet:
             self.is_broken = True
             return self.drop()
         except OSError as error:
+            if error.errno == errno.EIO and self._is_terminal:
+                raise _hung_up() from error  # The signal of it is on its way, or goes to somebody else.
             raise host_fault("write the command's output", error) from error
         del self.pending[:count]
         return count

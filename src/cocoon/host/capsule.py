@@ -29,7 +29,7 @@ __all__ = [
 
 SPEC_LIMIT_BYTES = 512 * 1024
 REPORT_LIMIT_BYTES = 64 * 1024
-SUPERVISOR_TIMEOUT_S = 10.0  # Two forks and a few lines; longer only on a host that hardly moves.
+SUPERVISOR_TIMEOUT_S = 30.0  # Two forks and a few lines; longer only on a host that hardly moves.
 LOWEST_FREE_FD = 10  # Above the shim's own numbers, so that moving one does not overwrite another.
 
 # Every protection that the shim gives, and whether a VMM may not run without it (unless `insecure`).

@@ -15,7 +15,7 @@ from cocoon.host import process
 from cocoon.model.vm import ProcessRef, VMProcesses
 from cocoon.paths import LIBEXEC_DIR
 
-ATTACH_TIMEOUT_S = 10.0
+ATTACH_TIMEOUT_S = 30.0
 
 
 def shim_path() -> str:

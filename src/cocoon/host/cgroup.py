@@ -15,7 +15,7 @@ from cocoon.host.files import host_fault
 from cocoon.value import Value
 
 GROUP_NAME = "cocoon"
-REMOVE_TIMEOUT_S = 5.0  # A killed process leaves its group only when the kernel has taken it down.
+REMOVE_TIMEOUT_S = 20.0  # A killed process leaves its group only when the kernel has taken it down.
 V1_SHARES_PER_WEIGHT = 1024 / 100  # Both are the default of one ordinary group.
 CONTROLLERS = ("memory", "cpu", "pids")
 

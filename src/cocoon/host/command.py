@@ -22,7 +22,7 @@ OUTPUT_LIMIT_BYTES = 64 * MIB  # Nothing we run says more; what does is broken o
 STDERR_KEPT_BYTES = 64 * 1024
 MESSAGE_TAIL_CHARACTERS = 400
 CHUNK_BYTES = 256 * 1024
-REAP_TIMEOUT_S = 10.0  # After SIGKILL: longer only for a process stuck in the kernel.
+REAP_TIMEOUT_S = 30.0  # After SIGKILL: longer only for a process stuck in the kernel.
 SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 

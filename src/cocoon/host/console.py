@@ -17,7 +17,7 @@ from cocoon.host.shim_control import connect_path
 from cocoon.paths import VMPaths
 from cocoon.units import printable
 
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 20.0
 CHUNK_BYTES = 64 * 1024
 PENDING_LIMIT_BYTES = 64 * 1024  # Typed or pasted, not yet taken by the guest; beyond it the keyboard waits.
 DEFAULT_ESCAPE = "^]"

@@ -17,7 +17,7 @@ from cocoon.units import printable
 from cocoon.value import Value
 
 RECEIVE_BYTES = 256 * 1024
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 IFNAMSIZ = 16
 LEAST_PREFIX = 8  # What is shorter is a part of a default route: VPNs put two halves or four quarters over it.
 

@@ -14,7 +14,7 @@ from cocoon.errors import AlreadyExists, CommandFailed, HostFault, NotFound
 from cocoon.host.command import find_program, run
 from cocoon.host.netlink import NLM_F_DUMP, exchange, parse_attributes, text_attribute
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES = 12, 10
 NFPROTO_INET, NFPROTO_NETDEV = 1, 5

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cocoon.model.vm import ProcessRef
 
 BOOT_ID_FILE = "/proc/sys/kernel/random/boot_id"
-KILL_TIMEOUT_S = 10.0  # After SIGKILL: longer only for a process stuck in the kernel.
+KILL_TIMEOUT_S = 30.0  # After SIGKILL: longer only for a process stuck in the kernel.
 SLICE_S = 3600.0  # poll(2) takes milliseconds in an int, which 25 days overflow.
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from cocoon.errors import APIFailed, InvalidSpec, NotFound, Timeout
 from cocoon.units import printable
 
-REPLY_TIMEOUT_S = 5.0
+REPLY_TIMEOUT_S = 20.0
 REPLY_LIMIT_BYTES = 4096
 SCRIPT_LIMIT_BYTES = 8192
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from cocoon.store.transaction import Transaction
 
 UNDO, FINISH = "undo", "finish"
-LOCK_TIMEOUT_S = 10.0  # The lock file is new: nobody but a recovery that looks at it can hold it.
+LOCK_TIMEOUT_S = 30.0  # The lock file is new: nobody but a recovery that looks at it can hold it.
 
 
 def make_operation_id() -> str:

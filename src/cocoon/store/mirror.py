@@ -17,7 +17,7 @@ from cocoon.paths import Paths
 from cocoon.store.codec import encode_readable
 
 MIRROR_LIMIT_BYTES = 16 * 1024 * 1024
-LOCK_TIMEOUT_S = 10.0  # For one small write of another process.
+LOCK_TIMEOUT_S = 30.0  # For one small write of another process.
 _TEMPORARY = ".vm.json.tmp"
 
 
