@@ -194,7 +194,7 @@ def test_force_fetches_again(world, server: FileServer, raw: Path, disk: bytes, 
 
 def test_a_url_has_no_platforms(world, server: FileServer, disk: bytes) -> None:
     url = pinned(server.url("disk", disk), disk)
-    with pytest.raises(InvalidSpec, match="--platform chooses among those of a reference; a URL is of one disk"):
+    with pytest.raises(InvalidSpec, match="--platform is for images in registries; a URL is of one disk"):
         verbs.pull_image(world, url, options=PullOptions(platform="linux/arm64"))
     assert server.requests == []
 

@@ -62,7 +62,7 @@ def pull_image(
 
         if options.platform:
             hint = "take the URL of the disk for that platform"
-            raise InvalidSpec("--platform chooses among those of a reference; a URL is of one disk", hint=hint)
+            raise InvalidSpec("--platform is for images in registries; a URL is of one disk", hint=hint)
         return pull_disk(world, ref, checksum=options.checksum, force=options.force, progress=progress)
     if options.checksum:
         raise InvalidSpec("--checksum is for disks at URLs", hint="for an image in a registry write NAME@sha256:<hex>")
