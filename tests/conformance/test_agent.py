@@ -33,6 +33,7 @@ from cocoon.guest.session import (
     start_detached,
     start_session,
 )
+from patience import wait_until
 
 PATIENCE_S = 100
 
@@ -52,13 +53,6 @@ def channel(agent: Agent) -> Iterator[Channel]:
 def run(channel: Channel, script: str, data: bytes = b"", **changes) -> Result:
     session = start_session(channel, Command(arguments=("sh", "-c", script), **changes))
     return session.communicate(data, timeout_s=PATIENCE_S, limit_bytes=64 * 1024 * 1024)
-
-
-def wait_until(true, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def is_running(pid: int) -> bool:

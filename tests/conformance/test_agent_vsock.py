@@ -19,9 +19,10 @@ from cocoon.errors import APIFailed, CocoonError, Timeout
 from cocoon.guest.channel import ChannelAddress, ask_shutdown, open_channel
 from cocoon.guest.session import Command, Detached, forget_session, join_session, list_sessions, start_session
 from cocoon.model.capsule import CHANNEL_PORTS, VSOCK_BASE
+from patience import wait_until
 from vsock_scene import FakeVMM
 
-PATIENCE_S = 30
+PATIENCE_S = 100
 
 
 @pytest.fixture
@@ -38,13 +39,6 @@ def agent(vmm: FakeVMM) -> Iterator[Agent]:
 
 def start_agent(vmm: FakeVMM) -> Agent:
     return Agent(build_driver(), vmm.directory, each_port_in=vmm.directory / "ports")
-
-
-def wait_until(true, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def run(address: ChannelAddress, *words: str, data: bytes = b""):

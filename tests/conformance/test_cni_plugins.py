@@ -208,7 +208,7 @@ class Lan:
             subprocess.Popen([f"{plugins}/dhcp", "daemon", "-socketpath", self.socket], stdout=log, stderr=log),
         ]
         log.close()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while not (os.path.exists(self.socket) and (directory / "dnsmasq.pid").exists()):
             assert time.monotonic() < deadline, (directory / "dhcp.log").read_text()
             time.sleep(0.02)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fixtures import Cocoon
+from patience import wait_until
 from terminal_session import Session
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -47,13 +48,6 @@ def terminals(box: Cocoon) -> Iterator[Callable[..., Session]]:
 
 def sessions(box: Cocoon) -> list[dict]:
     return json.loads(box.run("exec", "--list", "-o", "json", "box").stdout)
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} does not come to pass"
-        time.sleep(0.1)
 
 
 def runs(box: Cocoon, mark: str) -> bool:

@@ -113,7 +113,7 @@ def test_vmms_that_hang_end_at_the_deadline(engine: Cocoon) -> None:
         running[words] = engine.start(*RUN[:4], "--name", name, *RUN[6:])
         wait_for_fakes(engine, len(running))  # Each has read by then which Firecracker to use.
     for words, command in running.items():
-        said = command.communicate(timeout=120)[1]
+        said = command.communicate(timeout=300)[1]
         assert command.returncode == 1 and words in said, said
     assert engine.json("vm", "list") == []
     assert inventory(engine) == before
@@ -147,7 +147,7 @@ def test_of_two_starts_one_wins(engine: Cocoon) -> None:
     use_fake(engine)
     engine.run(*CREATE)
     running = [engine.start("vm", "start", "fc") for _ in range(3)]
-    outcomes = [(command.communicate(timeout=90)[1], command.returncode) for command in running]
+    outcomes = [(command.communicate(timeout=200)[1], command.returncode) for command in running]
     # One that comes late finds a VM that runs: that is no failure.
     assert {status for _, status in outcomes} <= {0, 4} and any(status == 0 for _, status in outcomes), outcomes
     assert all("another command is at work" in said for said, status in outcomes if status)
@@ -159,7 +159,7 @@ def test_of_two_starts_one_wins(engine: Cocoon) -> None:
 def test_stop_asks_then_ends_then_kills(engine: Cocoon, whim: str) -> None:
     use_fake(engine, OLDEST + whim)
     engine.run(*RUN)
-    engine.run("vm", "stop", "--timeout", "3", "fc")
+    engine.run("vm", "stop", "--timeout", "3" if whim else "60", "fc")
     assert engine.json("vm", "inspect", "fc")["state"] == "stopped" and vmms_of(engine) == []
     ended = json.loads(Path(engine.root / "vms" / engine.json("vm", "inspect", "fc")["id"] / "exit.json").read_text())
     assert (ended["status"], ended["signal"]) == {"": (0, 0), "+deaf": (0, 15), "+stubborn": (0, 9)}[whim], ended

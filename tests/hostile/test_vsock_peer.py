@@ -15,7 +15,7 @@ from cocoon.host.vsock import ask_port, connect_vsock
 from cocoon.model.vm import VMProcesses
 from vsock_scene import FakeVMM
 
-PATIENCE_S = 30
+PATIENCE_S = 100
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cocoon.plan.world import World
 
 CAPSULE_RUN_DIR = "/vm/run"
-LAUNCH_TIMEOUT_S = 60.0  # From release to a running VMM: tens of milliseconds, seconds on a host that swaps.
+LAUNCH_TIMEOUT_S = 40.0  # From release to a running VMM: tens of milliseconds, seconds on a host that swaps.
 END_TIMEOUT_S = 30.0
 READY_POLL_S = 0.002
 LAST_WORDS_BYTES = 1000
