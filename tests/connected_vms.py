@@ -24,13 +24,13 @@ def cni_network(world: World, name: str) -> Network:
     return describe_cni(find_conflist(world.config.cni_conf_dir, name))
 
 
-def connect(world: World, *networks: Network, ports: tuple[PublishedPort, ...] = (), name: str = "") -> VMRecord:
+def connect(world: World, *networks: Network, ports: tuple[PublishedPort, ...] = (), vm_id: str = "") -> VMRecord:
     """A VM in state CREATED, connected to the networks. Raises what its steps raise, after their undo."""
-    vm_id = make_id()
+    vm_id = vm_id or make_id()
     by_name = {network.name: network for network in networks}
 
     def draw(transaction: Transaction) -> Plan:
-        spec = make_spec(nics=len(networks), ports=ports, name=name or vm_id.lower())
+        spec = make_spec(nics=len(networks), ports=ports, name=vm_id.lower())
         nics = tuple(_allot(transaction, vm_id, index, network) for index, network in enumerate(networks))
         uid = transaction.allocate_uid(world.config.uid_base, vm_id)
         vm = make_vm(spec, id=vm_id, nics=nics, uid=uid, state=VMState.CREATING)
