@@ -10,7 +10,7 @@ import pytest
 
 from cocoon.errors import CocoonError, HostFault, InvalidSpec, Unsupported
 from cocoon.hypervisors import discovery
-from cocoon.hypervisors.discovery import PREFERENCE, backend_names, check_host, choose, load
+from cocoon.hypervisors.discovery import PREFERENCE, backend_names, check_host, check_named, choose, load
 from cocoon.hypervisors.hypervisor import Hypervisor
 from cocoon.model.host import BinaryFacts, Capability, HostFacts
 from cocoon.model.image import Image
@@ -88,6 +88,19 @@ def test_auto_prefers_firecracker_where_it_can() -> None:
     ):
         backend, passed = choose(spec, image, other)
         assert backend.name == "qemu" and passed[-1].hypervisor == "firecracker"
+
+
+def test_what_no_image_changes_is_known_before_one_is_fetched() -> None:
+    named, facts = make_spec(hypervisor="firecracker"), make_fc_facts()
+    check_named(named, facts)
+    check_named(make_spec(), make_facts())
+    for spec, other, words in (
+        (named, facts.replace(kvm=make_facts().kvm), "firecracker needs KVM"),
+        (named, make_fc_facts(FOUND.replace(version="1.11.0")), "older than 1.12"),
+        (named.replace(queue_size=512), facts, "queues of one size"),
+    ):
+        with pytest.raises(Unsupported, match=words):
+            check_named(spec, other)
 
 
 def test_limits_of_devices_are_for_those_who_have_them() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
@@ -20,9 +19,9 @@ from cocoon.plan.launch import LaunchVMM
 from cocoon.units import GIB, MIB
 from cocoon.value import from_plain, to_plain
 from firecracker_examples import NEW, OLD, make_fc_facts, make_fc_vm
+from golden import check_golden
 from qemu_examples import make_image, make_nics, make_paths, make_spec
 
-PLANS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "plans")
 LIMITS = RateLimits(disk_bytes=50 * MIB, disk_requests=1000, nic_bytes=MIB)
 NARROW = make_nics(1)[0].replace(mtu=1400)
 CASES = {
@@ -45,12 +44,7 @@ def body_of(vm, facts, path: str) -> dict[str, object]:
 def test_golden_plan(name: str) -> None:
     vm, facts = CASES[name]
     text = "\n".join("\n".join(step.describe()) for step in BACKEND.plan_launch(vm, make_paths(), facts)) + "\n"
-    path = f"{PLANS}/{name}.txt"
-    if os.environ.get("COCOON_TEST_UPDATE_PLANS"):
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    with open(path, encoding="utf-8") as file:
-        assert text == file.read()
+    check_golden(name, text)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from typing import Any
 
@@ -22,6 +21,7 @@ from cocoon.model.vm import DataDisk
 from cocoon.plan.launch import LaunchVMM
 from cocoon.units import MIB
 from cocoon.value import from_plain, to_plain
+from golden import check_golden
 from qemu_examples import (
     make_arm_facts,
     make_cloud_image,
@@ -34,7 +34,6 @@ from qemu_examples import (
     make_vm,
 )
 
-PLANS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "plans")
 ARM_VM = make_vm(make_spec(), kernel_cmdline="console=ttyAMA0 loglevel=3")
 DISKS = tuple(DataDisk(size_bytes=MIB, name=f"d{index}") for index in range(MAX_DISKS - 2))
 CASES = {
@@ -57,12 +56,7 @@ def test_golden_plan(name: str) -> None:
     vm, facts = CASES[name]
     steps = BACKEND.plan_launch(vm, make_paths(), facts)
     text = "\n\n".join("\n".join(step.describe()) for step in steps) + "\n"
-    path = f"{PLANS}/{name}.txt"
-    if os.environ.get("COCOON_TEST_UPDATE_PLANS"):
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    with open(path, encoding="utf-8") as file:
-        assert text == file.read()
+    check_golden(name, text)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

@@ -22,7 +22,7 @@ from cocoon.model.vm import ProcessSpec, PublishedPort, RateLimits, VMRecord, VM
 
 def _create(context: Context, call: Call) -> int:
     spec = read_spec(call, context)
-    ensure_image(context, spec.image)
+    ensure_image(context, spec)
     vm = Login(context.engine().world(), spec).used_by(context.engine().create_vm)
     _explain_choice(context, vm)
     _show(context, vm)
@@ -36,7 +36,7 @@ def _run(context: Context, call: Call) -> int:
     attached = _wants_attached(context, call)
     spec = read_spec(call, context)
     engine = context.engine()
-    ensure_image(context, spec.image)
+    ensure_image(context, spec)
     login = Login(engine.world(), spec)
     if foreground:
         from cocoon.cli.attached import run_foreground
@@ -72,7 +72,7 @@ def _wants_attached(context: Context, call: Call) -> bool:
 
 def _debug(context: Context, call: Call) -> int:
     spec = read_spec(call, context)
-    ensure_image(context, spec.image)
+    ensure_image(context, spec)
     lines = Login(context.engine().world(), spec).used_by(context.engine().debug_vm)
     if context.json:
         write_json({"commands": lines})

@@ -15,7 +15,7 @@ from cocoon.engine import image as verbs
 from cocoon.engine.inspect import render_time
 from cocoon.errors import CocoonError, InvalidSpec
 from cocoon.model.image import Image
-from cocoon.model.vm import ProcessSpec
+from cocoon.model.vm import ProcessSpec, VMSpec
 from cocoon.units import printable, render_size
 
 
@@ -103,13 +103,20 @@ def _export(context: Context, call: Call) -> int:
     return 0
 
 
-def ensure_image(context: Context, reference: str) -> None:
-    """Pulls the image, with progress, when it is not here; whatever else is wrong with it is found later."""
-    from cocoon.cli.progress import show_progress
+def ensure_image(context: Context, spec: VMSpec) -> None:
+    """Pulls the VM's image, with progress, when it is not here; whatever else is wrong with it is found later.
 
+    Nothing is pulled for a VM that the hypervisor it names could not run anyway: raises Unsupported, InvalidSpec.
+    """
+    from cocoon.cli.progress import show_progress
+    from cocoon.host.facts import gather_facts
+    from cocoon.hypervisors.discovery import check_named
+
+    reference = spec.image
     world = context.engine().world()
     if verbs.require_image(world, reference) is None:
         verbs.check_reference(reference)  # What cannot be pulled is not announced.
+        check_named(spec, gather_facts(context.config))
         say(f"image {reference} is not here: pulling it")
         with show_progress(f"pulling {_without_checksum(reference)}") as progress:
             verbs.pull_image(world, reference, progress=progress)

@@ -90,8 +90,25 @@ def check_host(spec: VMSpec, facts: HostFacts) -> None:
         )
 
 
+def check_named(spec: VMSpec, facts: HostFacts) -> None:
+    """Raises what `choose` would for the backend that is named, whatever the image: for before that is fetched."""
+    if spec.hypervisor != AUTO:
+        backend = load(spec.hypervisor)
+        _check_capabilities(backend, spec, facts)
+        backend.check_host(facts)
+
+
 def check_backend(backend: Hypervisor, spec: VMSpec, image: Image, *, facts: HostFacts) -> None:
     """What holds for every backend by its capabilities, then its own conditions. Raises Unsupported."""
+    _check_capabilities(backend, spec, facts)
+    if image.disk is not None and Capability.FIRMWARE_BOOT not in backend.capabilities:
+        raise Unsupported(
+            f"{backend.name} has no firmware to boot the cloud image {image.name} with", hint="use --hypervisor qemu"
+        )
+    backend.check(spec, image, facts)
+
+
+def _check_capabilities(backend: Hypervisor, spec: VMSpec, facts: HostFacts) -> None:
     if not facts.kvm.usable and Capability.SOFTWARE_EMULATION not in backend.capabilities:
         raise Unsupported(
             f"{backend.name} needs KVM, and {facts.kvm.reason}", hint="use --hypervisor qemu, which can do without"
@@ -105,11 +122,6 @@ def check_backend(backend: Hypervisor, spec: VMSpec, image: Image, *, facts: Hos
             f"{backend.name} does not limit what a guest has of its devices",
             hint="leave --disk-rate, --disk-iops and --nic-rate out, or use --hypervisor firecracker",
         )
-    if image.disk is not None and Capability.FIRMWARE_BOOT not in backend.capabilities:
-        raise Unsupported(
-            f"{backend.name} has no firmware to boot the cloud image {image.name} with", hint="use --hypervisor qemu"
-        )
-    backend.check(spec, image, facts)
 
 
 def _found(name: str, facts: HostFacts) -> str:

@@ -25,6 +25,9 @@ class Hypervisor(Protocol):
     channel: ChannelKind
     cmdline_reserve_bytes: int
 
+    def check_host(self, facts: HostFacts) -> None:
+        """Raises Unsupported, with reason and hint, when this host's VMM can run nothing: not there, or too old."""
+
     def check(self, spec: VMSpec, image: Image, facts: HostFacts) -> None:
         """Raises Unsupported, with reason and hint, when this host's VMM cannot run the image to this specification."""
 

@@ -51,9 +51,16 @@ class Firecracker:
         | Capability.RATE_LIMITS
     )
 
+    def check_host(self, facts: HostFacts) -> None:
+        """Raises Unsupported for another architecture, and for a Firecracker that is not there or too old."""
+        if facts.arch not in DEVICES:
+            raise Unsupported(f"Firecracker does not run on {facts.arch}", hint="use an x86-64 or arm64 host")
+        variable = "COCOON_FIRECRACKER_BINARY"
+        check_binary(facts.binaries["firecracker"], "Firecracker", OLDEST_VERSION, install=INSTALL, variable=variable)
+
     def check(self, spec: VMSpec, image: Image, facts: HostFacts) -> None:
         """Raises Unsupported when this host's Firecracker cannot run `image` to `spec`."""
-        _check_host(facts)
+        self.check_host(facts)
         check_platform(image, facts.arch)
         if spec.cpus > MAX_CPUS:
             raise Unsupported(f"Firecracker VMs have at most {MAX_CPUS} vCPUs, not {spec.cpus}")
@@ -92,7 +99,7 @@ class Firecracker:
 
         Raises Unsupported when Firecracker has gone since the VM was created, or is too old.
         """
-        _check_host(facts)
+        self.check_host(facts)
         capsule = plan_capsule(vm, paths, facts)
         launch = LaunchVMM(vm_id=vm.id, capsule=capsule, ready=API_SOCKET, asked=True)
         return (launch, *(_ask(vm, request, capsule) for request in draw_requests(vm, facts)))
@@ -108,13 +115,6 @@ def _ask(vm: VMRecord, request: Request, capsule: CapsuleSpec | None = None) -> 
     return AskFirecracker(
         vm_id=vm.id, uid=vm.uid, method=request.method, path=request.path, body=request.body, names=names
     )
-
-
-def _check_host(facts: HostFacts) -> None:
-    if facts.arch not in DEVICES:
-        raise Unsupported(f"Firecracker does not run on {facts.arch}", hint="use an x86-64 or arm64 host")
-    variable = "COCOON_FIRECRACKER_BINARY"
-    check_binary(facts.binaries["firecracker"], "Firecracker", OLDEST_VERSION, install=INSTALL, variable=variable)
 
 
 def _check_hugepages(spec: VMSpec, facts: HostFacts) -> None:

@@ -48,10 +48,16 @@ class QEMU:
         | Capability.SOFTWARE_EMULATION
     )
 
+    def check_host(self, facts: HostFacts) -> None:
+        """Raises Unsupported for another architecture, and for a QEMU that is not there or too old."""
+        find_machine(facts.arch)
+        package = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}[facts.arch]
+        install = f"install it: apt-get install {package}"
+        check_binary(facts.binaries["qemu"], "QEMU", OLDEST_VERSION, install=install, variable="COCOON_QEMU_BINARY")
+
     def check(self, spec: VMSpec, image: Image, facts: HostFacts) -> None:
         """Raises Unsupported when this host's QEMU cannot run `image` to `spec`."""
-        find_machine(facts.arch)
-        _check_binary(facts.binaries["qemu"], facts.arch)
+        self.check_host(facts)
         check_platform(image, facts.arch)
         if image.disk is not None:
             _check_firmware(facts.binaries["qemu"], facts.arch)
@@ -85,8 +91,7 @@ class QEMU:
         with 6.1 on one vCPU). The device is there all the same, and reports free pages. Raises
         Unsupported when QEMU has gone since the VM was created, or is too old.
         """
-        find_machine(facts.arch)
-        _check_binary(facts.binaries["qemu"], facts.arch)
+        self.check_host(facts)
         launch = LaunchVMM(vm_id=vm.id, capsule=plan_capsule(vm, paths, facts), ready=QMP_SOCKET)
         if not has_balloon(vm.spec) or not facts.kvm.usable:
             return (launch,)
@@ -97,12 +102,6 @@ class QEMU:
         """The power button; the guest may ignore it."""
         press = AskQEMU(vm_id=vm.id, uid=vm.uid, command="system_powerdown", arguments={}, timeout_s=timeout_s)
         return (press,)
-
-
-def _check_binary(binary: BinaryFacts, arch: str) -> None:
-    package = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}[arch]
-    install = f"install it: apt-get install {package}"
-    check_binary(binary, "QEMU", OLDEST_VERSION, install=install, variable="COCOON_QEMU_BINARY")
 
 
 def _check_firmware(binary: BinaryFacts, arch: str) -> None:
