@@ -34,7 +34,7 @@ class ImageMaker(Protocol):
 
 
 class MakingWorld(World):
-    """A World in which `maker`, which its maker sets, makes one image; `cancel` stops it."""
+    """A World in which `maker`, set by whoever makes the World, makes one image; `cancel` stops it."""
 
     maker: ImageMaker
 
