@@ -164,7 +164,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Says what was left."""
     for line in config.stash.get(_LEFT, []):
-        terminalreporter.write_line(f"LEFT BEHIND: {line}", red=True)
+        terminalreporter.write_line(f"{leftovers.SIGN}{line}", red=True)
 
 
 _BEFORE = pytest.StashKey[set[str]]()

@@ -9,6 +9,9 @@ from pathlib import Path
 PROGRAMS = ("cocoon-shim", "qemu-system-x86", "qemu-system-aar", "docker-registry", "firecracker", "socat")
 
 
+SIGN = "LEFT BEHIND: "  # How a line of a session's summary begins.
+
+
 def take_inventory() -> set[str]:
     """One line for each thing that belongs to VMs or tests and exists now."""
     return {*_namespaces(), *_links(), *_mounts(), *_cgroups(), *_loops(), *_processes(), *_temporary_files()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
@@ -26,41 +27,54 @@ NOT_NEEDED = ("asan", "uv", "lab", "guest-cloud", "recipe-debian-12", "erofs")
 
 
 def main() -> int:
-    """Gives the command's status, or 99 when the machine died."""
+    """Gives the command's status, 99 when the machine died, 2 when there can be none."""
     arguments = sys.argv[1:]
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
-    if obstacle := disks.find_obstacle():
-        print(f"run: {obstacle}", file=sys.stderr)
+    if arguments == ["--"]:
+        print(f"run: which command?\n{USAGE}", end="", file=sys.stderr)
         return 2
-    programs = vmms.find_programs()
-    if arguments[:1] == ["--"]:
-        argv = arguments[1:]
-    else:
-        argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(arguments or LAB_TESTS)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        if obstacle := disks.find_obstacle():
+            raise RuntimeError(obstacle)
+        return _run_in_lab(arguments[1:] if arguments[0:1] == ["--"] else _pytest_command(arguments))
+    except KeyboardInterrupt:
+        return 130
+    except (RuntimeError, ValueError, vmms.NotToBeHad) as error:
+        print(f"run: {error}", file=sys.stderr)
+        return 2
+
+
+def _pytest_command(arguments: list[str]) -> list[str]:
+    named = [word for word in arguments if Path(word.partition("::")[0]).exists()]
+    return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *([] if named else LAB_TESTS), *arguments]
+
+
+def _run_in_lab(argv: list[str]) -> int:
+    programs = vmms.find_programs()
     with tempfile.TemporaryDirectory(prefix="cocoon-lab-") as work:
         checkout = disks.pack_checkout(Path(work) / "checkout", [*_cached(), *programs.values()])
         job = render_job(argv, programs=programs)
-        machine = Machine(
-            Path(work) / "machine", system=disks.ensure_system(), checkout=checkout, job=job, on_output=_print
-        )
+        system = disks.ensure_system()
+        machine = Machine(Path(work) / "machine", system=system, checkout=checkout, job=job, on_output=_print)
         try:
             status = machine.wait()
-        except KeyboardInterrupt:
-            return 130
         finally:
             machine.close()
-        if status is None:
-            print(f"{machine.text()}\nrun: the machine died: {machine.death}; run it again", file=sys.stderr)
-            return DIED
-        return status
+    if status is None:
+        print(f"{machine.text()}\nrun: the machine died: {machine.death}; run it again", file=sys.stderr)
+        return DIED
+    return status
 
 
 def _print(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.kill(os.getpid(), signal.SIGTERM)  # Nobody reads any more: end as if asked to, and clean up.
 
 
 def _cached() -> list[Path]:

@@ -16,8 +16,7 @@ PROGRAMS = "/lab/bin"
 def render_job(argv: list[str], *, programs: dict[str, Path], number: int = 1) -> str:
     """Bash that runs `argv` in this checkout's directory. `programs` are found by their names in `$PATH`, and the
     checkout's `.venv/bin` is in it."""
-    passed = ("COCOON_", "PYTEST_", "PYTHONPATH")
-    environment = {name: value for name, value in os.environ.items() if name.startswith(passed)}
+    environment = {name: value for name, value in os.environ.items() if name.startswith("COCOON_")}
     environment |= {INSIDE: str(number), "COCOON_TEST_CACHE": str(fixtures.CACHE)}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
     lines += [f'export PATH={PROGRAMS}:{shlex.quote(f"{sys.prefix}/bin")}:"$PATH"', f"mkdir {PROGRAMS}"]

@@ -7,11 +7,40 @@ is forgotten, since the test runs again in the next one.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import Any
 
 GRACE_S = 120.0  # The test's own deadline ends it inside, with a traceback; this is for those that do not listen.
+
+
+MAX_EVENT_BYTES = 64 * 1024 * 1024
+
+
+class EventStream:
+    """Events out of the bytes of a stream, however they are cut. Lines that are none are passed over: a dying machine
+    writes such."""
+
+    def __init__(self) -> None:
+        self._partial = bytearray()
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """The events that `data` completes."""
+        self._partial += data
+        if b"\n" not in data:
+            if len(self._partial) > MAX_EVENT_BYTES:
+                self._partial.clear()
+            return []
+        *lines, self._partial = self._partial.split(b"\n")
+        return [event for line in lines if isinstance(event := _decode(line), dict)]
+
+
+def _decode(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 class Ledger:

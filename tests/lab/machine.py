@@ -6,7 +6,6 @@ machine dies by itself now and then; how it ended is told exactly, so that whoev
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -16,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lab.disks import System
+from lab.ledger import EventStream
 
 VCPUS = 2
 SCRATCH_BYTES = 24 * 1024**3
 BLOCK_BYTES = 512
 CONSOLE_BYTES = 1024 * 1024  # Of its end; the rest is forgotten.
-REPORT_LINE_BYTES = 16 * 1024 * 1024
 PULSE_TIMEOUT_S = 120  # The machine sends one every 5 s, when the host lets it.
 BOOT_TIMEOUT_S = 240
 GIB = 1024**3
@@ -49,6 +48,7 @@ class Machine:
         self.status: int | None = None
         self.death = ""
         self.console = bytearray()
+        self._events = EventStream()
         self._on_output, self._on_report = on_output, on_report
         self._pulse_at = time.monotonic() + BOOT_TIMEOUT_S - PULSE_TIMEOUT_S
         directory.mkdir(parents=True)
@@ -84,7 +84,6 @@ class Machine:
         for name, (read_fd, write_fd) in pipes.items():
             os.close(write_fd)
             self._threads.append(threading.Thread(target=_drain, args=(read_fd, readers[name]), daemon=True))
-        self._partial = b""
         for thread in self._threads:
             thread.start()
 
@@ -96,13 +95,7 @@ class Machine:
         self._pulse_at = time.monotonic()
 
     def _take_report(self, data: bytes) -> None:
-        *lines, self._partial = (self._partial + data).split(b"\n")
-        self._partial = self._partial[:REPORT_LINE_BYTES]
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue  # What a dying machine writes.
+        for event in self._events.feed(data):
             if event.get("event") == "end":
                 self.status = event["status"]
             elif self._on_report:
@@ -156,7 +149,9 @@ def memory_bytes() -> int:
 def _machine_words(system: System) -> list[str]:
     init = Path(__file__).resolve().with_name("init")
     extra = os.environ.get("COCOON_TEST_LAB_APPEND", "")
-    append = f"console=ttyS0 quiet panic=-1 oops=panic reboot=t nokaslr no_timer_check lab_init={init} {extra}"
+    # One processor until `init` has had the kernel patch its code; without its lock prefixes patched away for that.
+    single = "maxcpus=1 noreplace-smp mitigations=off"
+    append = f"console=ttyS0 quiet panic=-1 oops=panic reboot=t no_timer_check {single} lab_init={init} {extra}"
     accel = os.environ.get("COCOON_TEST_LAB_ACCEL", "tcg,thread=multi,tb-size=512")
     cpu = os.environ.get("COCOON_TEST_LAB_CPU", "max")
     return [

@@ -6,11 +6,12 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 import fixtures
+import leftovers
 from lab import disks
 from lab.job import render_job
 from lab.machine import Machine
@@ -32,32 +33,53 @@ BUILT_OUTSIDE: dict[str, Callable[[], Path]] = {
 }
 
 
-def start_session(
-    directory: Path, nodeids: list[str], *, wanted: set[str], programs: dict[str, Path], options: tuple[str, ...]
-) -> Session:
-    """Runs the tests, which want fixtures of these names, in a laboratory with `programs`; with pytest's `options`."""
-    output = bytearray()
+class Output:
+    """What pytest prints inside: `tail` is its end, `left` what the tests left behind in the laboratory."""
 
-    def take_output(data: bytes) -> None:
-        output.extend(data)
-        del output[:-OUTPUT_BYTES]
+    def __init__(self) -> None:
+        self.tail = b""
+        self.left: list[str] = []
+        self._line = b""
+
+    def take(self, data: bytes) -> None:
+        """The next piece."""
+        self.tail = (self.tail + data)[-OUTPUT_BYTES:]
+        *lines, self._line = (self._line + data).split(b"\n")
+        self._line = self._line[:OUTPUT_BYTES]
+        self.left += [
+            line.decode(errors="replace").strip() for line in lines if line.startswith(leftovers.SIGN.encode())
+        ]
+
+
+class Wanted(NamedTuple):
+    """What runs: tests by their ids, the fixtures that they name, pytest's options, and VMMs by name."""
+
+    nodeids: list[str]
+    fixtures: set[str]
+    options: tuple[str, ...]
+    programs: dict[str, Path]
+
+
+def start_session(directory: Path, wanted: Wanted, output: Output) -> Session:
+    """Runs the tests in a laboratory whose files are in `directory`."""
 
     @functools.cache
     def prepare() -> tuple[disks.System, Path]:
-        built = [build().relative_to(fixtures.CACHE) for name, build in BUILT_OUTSIDE.items() if name in wanted]
-        cached = [fixtures.CACHE / path.parts[0] for path in built]
-        return disks.ensure_system(), disks.pack_checkout(directory / "checkout", [*cached, *programs.values()])
+        built = [build() for name, build in BUILT_OUTSIDE.items() if name in wanted.fixtures]
+        cached = [fixtures.CACHE / path.relative_to(fixtures.CACHE).parts[0] for path in built if path.exists()]
+        checkout = disks.pack_checkout(directory / "checkout", [*cached, *wanted.programs.values()])
+        return disks.ensure_system(), checkout
 
-    def start(number: int, waiting: list[str], take: Callable[[dict[str, Any]], None]) -> Machine:
+    def start(number: int, nodeids: list[str], take: Callable[[dict[str, Any]], None]) -> Machine:
         system, checkout = prepare()
-        argv = [sys.executable, "-m", "pytest", *OPTIONS, *options, *waiting]
+        argv = [sys.executable, "-m", "pytest", *OPTIONS, *wanted.options, *nodeids]
+        job = render_job(argv, programs=wanted.programs, number=number)
         place = directory / f"machine-{number}"
-        job = render_job(argv, programs=programs, number=number)
-        return Machine(place, system=system, checkout=checkout, job=job, on_output=take_output, on_report=take)
+        return Machine(place, system=system, checkout=checkout, job=job, on_output=output.take, on_report=take)
 
     def fail(nodeid: str, reason: str) -> list[dict[str, Any]]:
-        words = f"{reason}\n\nThe end of what pytest printed inside:\n{output.decode(errors='replace')}"
+        words = f"{reason}\n\nThe end of what pytest printed inside:\n{output.tail.decode(errors='replace')}"
         report = pytest.TestReport(nodeid, (nodeid, None, nodeid), {}, "failed", words, "call")
         return [{**report._to_json(), "$report_type": "TestReport"}]
 
-    return Session(nodeids, start=start, fail=fail)
+    return Session(wanted.nodeids, start=start, fail=fail)

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from lab import job
+import leftovers
+from lab import disks, job, vmms
+from lab.outside import Output, Wanted, start_session
 from lab.session import Session
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "e2e" / "firecracker"
@@ -32,8 +34,15 @@ class LabPlugin:
         self._obstacle: str | None = None
         self._missing = ""
         self._of_workers: list[str] = []
+        self._output = Output()
         self._session: Session | None = None
         self._work: tempfile.TemporaryDirectory[str] | None = None
+
+    def pytest_sessionstart(self) -> None:
+        try:
+            vmms.find_named()
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -79,13 +88,15 @@ class LabPlugin:
             report.longrepr = tuple(report.longrepr)  # JSON has no tuples, and pytest insists.
         return report
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self._session:
             self._session.close()
         if self._work:
             self._work.cleanup()
-        if workeroutput := getattr(self._config, "workeroutput", None):
-            workeroutput["lab"] = self.summary()
+        if hasattr(self._config, "workeroutput"):
+            self._config.workeroutput["lab"] = self.summary()
+        elif any(line.startswith(leftovers.SIGN) for line in (*self.summary(), *self._of_workers)):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for line in (*self.summary(), *self._of_workers):
@@ -102,21 +113,17 @@ class LabPlugin:
         if self._obstacle:
             return [f"Laboratory: not run: {self._obstacle.splitlines()[0]}"]
         where = self._session.describe() if self._session else "not needed, KVM is usable here"
-        return [f"Laboratory: {where}{self._missing}"]
+        return [*self._output.left, f"Laboratory: {where}{self._missing}"]
 
     def _prepare(self, session: pytest.Session) -> str:
         """Why these tests cannot run here; "" when they can: with `_session` set in a laboratory, else on this host."""
-        from lab import disks, vmms
-
         try:
             programs = vmms.find_programs()
         except vmms.NotToBeHad as error:
             return str(error)
         except ValueError as error:
             pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
-        missing = [
-            f"{name} (none is named by {names})" for name, names in vmms.NAMED_BY.items() if name not in programs
-        ]
+        missing = [f"{name} ({by} names none)" for name, by in vmms.NAMED_BY.items() if name not in programs]
         self._missing = f"; without {', '.join(missing)}" if missing else ""
         no_kvm = f"{FORCE} is set" if os.environ.get(FORCE) else _find_kvm_obstacle()
         if not no_kvm:
@@ -129,12 +136,13 @@ class LabPlugin:
         return ""
 
     def _start(self, items: list[pytest.Item], programs: dict[str, Path]) -> Session:
-        from lab.outside import start_session
-
-        fixtures_wanted = {name for item in items for name in getattr(item, "fixturenames", ())}
-        nodeids = [item.stash[_INNER_ID] for item in items]
-        options = (f"--tb={self._config.option.tbstyle}",)
-        return start_session(self._directory(), nodeids, wanted=fixtures_wanted, programs=programs, options=options)
+        wanted = Wanted(
+            nodeids=[item.stash[_INNER_ID] for item in items],
+            fixtures={name for item in items for name in getattr(item, "fixturenames", ())},
+            options=(f"--tb={self._config.option.tbstyle}",),
+            programs=programs,
+        )
+        return start_session(self._directory(), wanted, self._output)
 
     def _directory(self) -> Path:
         self._work = self._work or tempfile.TemporaryDirectory(prefix="cocoon-lab-")

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from lab.ledger import Ledger
 
 MAX_DEATHS = 3
+SESSION_TIMEOUT_S = 3600.0
 TAIL_CHARACTERS = 4000
 
 
@@ -72,6 +73,8 @@ class Session:
         try:
             while self.ledger.waiting() and not self._closed.is_set():
                 self._run_machine()
+                if self._is_late():
+                    self._give_up(f"the session did not end within {SESSION_TIMEOUT_S:.0f} s")
         except Exception as error:
             self._give_up(f"the laboratory cannot be run: {error!r}")
         finally:
@@ -83,7 +86,7 @@ class Session:
         status = self._machine.wait(poll=self._find_hung)
         overdue = self.ledger.find_overdue()
         running = self.ledger.interrupt()
-        if self._closed.is_set():
+        if self._closed.is_set() or self._is_late():
             return
         if status is not None:
             self._settle_rest(running, status)
@@ -95,8 +98,13 @@ class Session:
     def _find_hung(self) -> str:
         if self._closed.is_set():
             return "the session was ended"
+        if self._is_late():
+            return "the session does not end"
         overdue = self.ledger.find_overdue()
         return f"{overdue} does not end" if overdue else ""
+
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._began_at > SESSION_TIMEOUT_S
 
     def _settle_rest(self, running: str, status: int) -> None:
         """pytest itself has ended: with everything done, or because a test took it along."""

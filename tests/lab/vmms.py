@@ -20,16 +20,21 @@ class NotToBeHad(Exception):
     """A program is not here and cannot be fetched; the words say why."""
 
 
-def find_programs() -> dict[str, Path]:
-    """The path of each VMM by name: Firecracker always, fetched if it is not there; the others where they are named.
-
-    Raises NotToBeHad without a Firecracker, ValueError for a name of the environment's that is no program, and for a
-    fetched one of other bytes than those that were looked at.
-    """
+def find_named() -> dict[str, Path]:
+    """The path of each VMM that the environment names. Raises ValueError for a name that is no program's."""
     named = {name: Path(os.environ[variable]) for name, variable in NAMED_BY.items() if os.environ.get(variable)}
     for name, path in named.items():
         if not path.is_absolute() or not path.is_file() or not os.access(path, os.X_OK):
             raise ValueError(f"{NAMED_BY[name]} is {path}: give the absolute path of a program")
+    return named
+
+
+def find_programs() -> dict[str, Path]:
+    """Those, and Firecracker always, fetched if it is not there.
+
+    Raises NotToBeHad without a Firecracker, ValueError for a fetched one of other bytes than those that were looked at.
+    """
+    named = find_named()
     return named if "firecracker" in named else {**_fetch_firecracker(), **named}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from lab import ledger as ledger_module
-from lab.ledger import Ledger
+from lab import session as session_module
+from lab.ledger import EventStream, Ledger
+from lab.outside import Output
 from lab.session import MAX_DEATHS, Session
 
 TESTS = ["a", "b", "c"]
@@ -163,6 +166,13 @@ def test_a_laboratory_that_cannot_be_made():
     assert "no mirror" in scene.why("a")
 
 
+def test_a_session_that_does_not_end(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session_module, "SESSION_TIMEOUT_S", 0.1)
+    scene = Scene(ScriptedMachine(whole("a"), "hang"))
+    assert scene.outcomes() == ["passed", "failed", "failed"]
+    assert "the session did not end" in scene.why("c")
+
+
 def test_it_can_be_ended():
     scene = Scene(ScriptedMachine(whole("a"), "hang"))
     assert scene.session.wait("a")
@@ -191,3 +201,30 @@ def test_events_out_of_turn_change_nothing(event: dict):
     assert ledger.outcomes == {"a": [{"outcome": "passed"}]}
     assert ledger.waiting() == ["b", "c"]
     assert ledger.wait("b", 0) is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_events_however_they_are_cut(size: int):
+    events = [*whole("a"), {"event": "end", "status": 0}]
+    sent = b"".join(json.dumps(event).encode() + b"\n" for event in events)
+    sent = b"\xff\x00garbage\n[1]\n\n" + sent + b'{"event": "st'
+    stream = EventStream()
+    found = [event for at in range(0, len(sent), size) for event in stream.feed(sent[at : at + size])]
+    assert found == events
+
+
+def test_an_endless_event_is_not_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ledger_module, "MAX_EVENT_BYTES", 10)
+    stream = EventStream()
+    assert stream.feed(b"x" * 1000) == []
+    assert stream.feed(b'\n{"event": "end"}\n') == [{"event": "end"}]
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_what_was_left_behind_is_seen(size: int):
+    printed = b"a test\nLEFT BEHIND: process 1 qemu\n1 passed\nLEFT BEHIND: network device tap0\nrest"
+    output = Output()
+    for at in range(0, len(printed), size):
+        output.take(printed[at : at + size])
+    assert output.left == ["LEFT BEHIND: process 1 qemu", "LEFT BEHIND: network device tap0"]
+    assert output.tail == printed

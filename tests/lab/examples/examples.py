@@ -1,4 +1,4 @@
-"""What tests of a laboratory may do: run by test_lab_sessions.py, which looks at what comes out."""
+"""What tests of a laboratory may do: run by tests/e2e/test_laboratory_session.py, which looks at what comes out."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from lab.job import INSIDE
+
 pytestmark = pytest.mark.lab
 
 
-def die() -> None:
-    """The machine's kernel panics, as a laboratory's does now and then by itself."""
-    Path("/proc/sysrq-trigger").write_text("c")
-    time.sleep(60)
-
-
 def machine() -> int:
-    return int(os.environ["COCOON_TEST_IN_LAB"])
+    """The number of the machine in its session."""
+    return int(os.environ[INSIDE])
 
 
-def test_passes():
+def test_passes(busybox_image: Path):
     assert Path("/dev/kvm").exists()
+    assert (busybox_image / "index.json").exists()
 
 
 def test_fails():
@@ -31,12 +29,13 @@ def test_fails():
 
 
 def test_skips():
-    pytest.skip("a reason")
+    pytest.skip("the reason")
 
 
-def test_whose_machine_dies():
+def test_while_which_the_machine_dies():
     if machine() == 1:
-        die()
+        Path("/proc/sysrq-trigger").write_text("c")  # The kernel panics, as a laboratory's does now and then.
+        time.sleep(60)
 
 
 @pytest.fixture
@@ -45,27 +44,19 @@ def broken():
     raise RuntimeError("in the teardown")
 
 
-def test_with_a_broken_teardown(broken):
+def test_with_a_broken_teardown(broken: None):
     assert machine() == 2
 
 
 @pytest.mark.parametrize("word", ["a b", "c'd", "e::f"])
-def test_parameters(word):
+def test_parameters(word: str):
     assert machine() == 2
 
 
-def test_that_always_kills():
-    die()
-
-
-@pytest.mark.timeout(2)
+@pytest.mark.timeout(3)
 def test_that_is_too_slow():
-    time.sleep(30)
+    time.sleep(100)
 
 
-def test_that_ends_pytest():
+def test_that_takes_pytest_along():
     os._exit(5)
-
-
-def test_after_all():
-    assert machine() == 4
