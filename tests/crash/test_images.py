@@ -137,6 +137,20 @@ def test_kill_in_the_middle_of_a_layer(cocoon) -> None:
     assert inventory(open_again(cocoon)) == NOTHING
 
 
+@pytest.mark.parametrize("point", ["image.assemble:converted", "image.assemble:published", "image.make:commit"])
+def test_what_was_fetched_outlives_a_death(cocoon, point: str) -> None:
+    """A layer is kept as it came until the image has its name: it is not asked for again."""
+    large = Layer(make_tar([("./", b""), ("noise", os.urandom(3 << 20))]))
+    with lying_registry() as registry:
+        reference = registry.add("x", FakeImage([large]))
+        cocoon.run("image", "pull", reference, check=False, environment={"COCOON_FAILPOINT": f"{point}:kill"})
+        registry.requests.clear()
+        cocoon.run("image", "pull", reference)
+        assert not [path for path, _ in registry.requests if path.endswith(large.digest)]
+    world = open_again(cocoon)
+    assert os.listdir(world.paths.parts) == [] and len(inventory(world)["blobs/"]) == 1
+
+
 def _builders(root: Path) -> list[str]:
     """Processes that have a file below `root` open as what they write to."""
     found = []
