@@ -58,7 +58,7 @@ def run(channel: Channel, script: str, data: bytes = b"", **changes) -> Result:
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -230,13 +230,15 @@ def test_detach_list_join_forget(agent, channel):
                 join_session(other, gone)
 
 
-def test_several_clients_of_one_session(agent, channel):
-    number = start_detached(channel, Command(arguments=("sh", "-c", "read x; seq 300000; exit 4")))
+def test_several_clients_of_one_session(agent, channel, tmp_path):
+    script = "until [ -e $0 ]; do sleep 0.05; done; seq 300000; exit 4"
+    number = start_detached(channel, Command(arguments=("sh", "-c", script, f"{tmp_path}/go")))
     with agent.channel() as first, agent.channel() as second, agent.channel() as third:
         waited_for = join_session(first, number)
         stalled = join_session(second, number, stall=False, credit_bytes=1000)
         new = join_session(third, number, replay=False, stall=False)
-        whole = waited_for.communicate(b"now\n", timeout_s=PATIENCE_S, limit_bytes=10**7)
+        (tmp_path / "go").touch()
+        whole = waited_for.communicate(timeout_s=PATIENCE_S, limit_bytes=10**7)
         assert whole.exit == Exit(kind="exited", status=4)
         assert whole.stdout == b"".join(b"%d\n" % count for count in range(1, 300_001))
         for session in (stalled, new):

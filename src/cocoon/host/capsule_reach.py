@@ -79,7 +79,10 @@ def open_in_capsule(processes: VMProcesses, inner_path: str) -> int:
         if not process.is_alive(init):
             raise InvalidState("the VM has ended")
         at = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-    except FileNotFoundError as error:
+    except OSError as error:
+        if process.is_alive(init):
+            raise
+        # Of a process that has gone by the time that its link is followed the kernel says EACCES (fs/proc/base.c).
         raise InvalidState("the VM has ended") from error
     finally:
         os.close(directory)
