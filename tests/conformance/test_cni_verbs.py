@@ -85,18 +85,27 @@ def test_a_network_that_is_not_ready_is_not_asked_for_an_address(office: Office,
     office.plugin("note", "STATUS=50\n" + NOTE)
     with pytest.raises(InvalidState, match="network lines takes no VM now: .*no more lines"):
         connect(world, cni_network(world, "lines"))
-    assert commands(office) == ["STATUS"]
+    assert commands(office) == ["STATUS", "VERSION"]
     with world.store.read() as reader:
         assert (reader.debts(), reader.vms()) == ([], [])
     office.plugin("note", NOTE)
     vm = connect(world, cni_network(world, "lines"))
-    assert commands(office)[1:] == ["STATUS", "ADD"]
+    assert commands(office)[2:] == ["STATUS", "ADD"]
     # One that has its place is not asked to make room for itself.
     netns.remove_netns(vm.nics[0].netns)
     office.plugin("note", "STATUS=50\n" + NOTE)
     assert reconnect(world, vm).nics == vm.nics
-    assert commands(office)[3:] == ["DEL", "ADD"]
+    assert commands(office)[4:] == ["DEL", "ADD"]
     disconnect(world, vm)
+
+
+def test_a_plugin_that_is_too_old_for_the_question_is_told_apart(office: Office, world: World) -> None:
+    """Debian's take a STATUS for an ADD without a container."""
+    old = NOTE.replace(', "1.1.0"]', "]").replace("STATUS)", "STATUS) exit 1;; S)")
+    office.plugin("note", old)
+    with pytest.raises(Unsupported, match=r"note speaks 0.4.0, 1.0.0, and network lines wants 1.1.0") as caught:
+        connect(world, cni_network(world, "lines"))
+    assert "cniVersions in" in caught.value.hint and "lines.conflist" in caught.value.hint
 
 
 def test_a_network_of_an_older_version_has_no_status(office: Office, world: World) -> None:
@@ -307,6 +316,7 @@ def test_what_is_no_file_keeps_nobody_from_the_others(office: Office) -> None:
     assert [network.name for network in found] == ["lines"]
     names = [Path(problem.split(": ")[0]).name[:2] for problem in problems]
     assert names == ["00", "01", "02", "03", "04", "05", "06"], problems
+    assert problems[0].endswith("00-pipe.conflist: is no regular file")
 
 
 def test_a_plugin_that_says_nonsense_of_its_versions(office: Office, world: World) -> None:

@@ -73,7 +73,7 @@ def read_conflists(directory: str) -> tuple[list[ConfList], list[str]]:
         try:
             parsed = parse_conflist(read_regular(path, LIMIT_BYTES), path)
         except CocoonError as error:
-            problems.append(f"{path}: {error.message}")
+            problems.append(f"{path}: {_reason(error, path)}")
             continue
         if parsed.name in found:
             problems.append(f"{path}: network {parsed.name} is described by {found[parsed.name].path} already")
@@ -164,8 +164,13 @@ def _read_plugins(directory: str) -> list[Any]:
         try:
             found.append(_object(read_regular(f"{directory}/{name}", LIMIT_BYTES)))
         except CocoonError as error:
-            raise InvalidSpec(f"its plugin {directory}/{name}: {error.message}") from error
+            raise InvalidSpec(f"its plugin {directory}/{name}: {_reason(error, f'{directory}/{name}')}") from error
     return found
+
+
+def _reason(error: CocoonError, path: str) -> str:
+    """What is wrong with the file `path`, which is named already."""
+    return error.message.removeprefix(f"read {path}: ").removeprefix(f"{path} ")
 
 
 def _list(plain: object) -> list[Any]:

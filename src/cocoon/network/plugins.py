@@ -63,7 +63,7 @@ class Plugins:
         if len(common) < 2:
             return self
         for kind in sorted(self._kinds()):
-            spoken = _parse_versions(self._run("VERSION", {"type": kind}), kind)
+            spoken = self._spoken_by(kind)
             common = [version for version in common if version in spoken]
         if not common:
             allowed = ", ".join(self.network.versions)
@@ -74,13 +74,14 @@ class Plugins:
 
     def check_status(self) -> None:
         """Asks every plugin whether it can serve an ADD; older networks cannot say. Raises InvalidState with the words
-        of the first that cannot."""
+        of the first that cannot; Unsupported when that one is too old to know the question."""
         if not self.network.is_at_least(STATUS_SINCE):
             return
         for plugin in self.network.configurations():
             try:
                 self._run("STATUS", plugin)
             except CommandFailed as error:
+                self._check_version(str(plugin["type"]))
                 raise InvalidState(
                     f"network {self.network.name} takes no VM now: {error.message}",
                     hint="what its plugins need is not there, or used up: see their documentation",
@@ -116,6 +117,19 @@ class Plugins:
         known = [{"containerID": container, "ifname": interface} for container, interface in valid]
         added: dict[str, Any] = dict.fromkeys(VALID_ATTACHMENTS, known)
         _all(partial(self._run, "GC", plugin, added=added) for plugin in self.network.configurations())
+
+    def _check_version(self, kind: str) -> None:
+        """Raises Unsupported when the plugin does not speak the network's version."""
+        spoken = self._spoken_by(kind)
+        if self.network.version not in spoken:
+            known = ", ".join(version for version in VERSIONS if version in spoken) or "none that is known here"
+            raise Unsupported(
+                f"CNI plugin {kind} speaks {known}, and network {self.network.name} wants {self.network.version}",
+                hint=f"give the versions that it may speak as cniVersions in {self.network.path}",
+            )
+
+    def _spoken_by(self, kind: str) -> set[str]:
+        return _parse_versions(self._run("VERSION", {"type": kind}), kind)
 
     def _kinds(self) -> set[str]:
         """The plugins' names, with those that give addresses for them."""
