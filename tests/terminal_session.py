@@ -12,6 +12,7 @@ import signal
 import struct
 import termios
 import time
+from collections.abc import Callable, Iterator
 
 from fixtures import Cocoon
 
@@ -79,3 +80,19 @@ class Session:
     def resize(self, rows: int, columns: int) -> None:
         """As a window that is dragged."""
         fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+@contextlib.contextmanager
+def terminals_of(cocoon: Cocoon) -> Iterator[Callable[..., Session]]:
+    """Opens sessions by their arguments, as many as one likes; all are closed at the end."""
+    opened: list[Session] = []
+
+    def open_session(*arguments: str) -> Session:
+        opened.append(Session(cocoon, *arguments))
+        return opened[-1]
+
+    try:
+        yield open_session
+    finally:
+        for session in opened:
+            session.close()

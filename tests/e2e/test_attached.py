@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fixtures import Cocoon
-from terminal_session import Session
+from terminal_session import Session, terminals_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 SMALL = ("--cpu", "1", "--memory", "256M", "--storage", "64M", "--nics", "0")
@@ -32,15 +32,8 @@ def wait_until_stopped(pid: int) -> None:
 
 @pytest.fixture
 def terminals(shared_cocoon: Cocoon) -> Iterator[Callable[..., Session]]:
-    opened: list[Session] = []
-
-    def open_session(*arguments: str) -> Session:
-        opened.append(Session(shared_cocoon, *arguments))
-        return opened[-1]
-
-    yield open_session
-    for session in opened:
-        session.close()
+    with terminals_of(shared_cocoon) as open_session:
+        yield open_session
 
 
 def test_the_output_is_the_commands_and_nothing_else(shared_cocoon: Cocoon) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fixtures import Cocoon
-from terminal_session import Session
+from terminal_session import terminals_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -21,15 +21,8 @@ SMALL = ("--cpu", "1", "--memory", "256M", "--storage", "64M", "--nics", "0")
 
 @pytest.fixture
 def sessions(shared_cocoon: Cocoon) -> Iterator:
-    opened: list[Session] = []
-
-    def open_session(*arguments: str) -> Session:
-        opened.append(Session(shared_cocoon, *arguments))
-        return opened[-1]
-
-    yield open_session
-    for session in opened:
-        session.close()
+    with terminals_of(shared_cocoon) as open_session:
+        yield open_session
 
 
 def names(cocoon: Cocoon) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 
 from fixtures import Cocoon
 from patience import wait_until
-from terminal_session import Session
+from terminal_session import Session, terminals_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 SMALL = ("--cpu", "1", "--memory", "256M", "--storage", "128M", "--nics", "0")
@@ -35,15 +35,8 @@ def box(tmp_path_factory: pytest.TempPathFactory, kernel_deb: Path, busybox_imag
 
 @pytest.fixture
 def terminals(box: Cocoon) -> Iterator[Callable[..., Session]]:
-    opened: list[Session] = []
-
-    def open_session(*arguments: str) -> Session:
-        opened.append(Session(box, *arguments))
-        return opened[-1]
-
-    yield open_session
-    for session in opened:
-        session.close()
+    with terminals_of(box) as open_session:
+        yield open_session
 
 
 def sessions(box: Cocoon) -> list[dict]:
