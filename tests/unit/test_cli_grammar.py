@@ -209,3 +209,11 @@ def test_hostile_commands(word: str) -> None:
         split(["vm", word])
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 200
+
+
+def test_fc_is_of_create_run_and_debug_only() -> None:
+    """Every other command finds a VM's backend by itself."""
+    assert [path for path in COMMANDS if any(option.name == "fc" for option in load(path).options)] == [
+        "vm create", "vm debug", "vm run",
+    ]  # fmt: skip
+    assert "fc" not in [option.name for option in GLOBAL_OPTIONS]

@@ -1,4 +1,4 @@
-"""docs/founding-requirements.md names tests; they exist."""
+"""docs/founding-requirements.md and docs/security.md name tests; they exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import re
 from fixtures import PROJECT
 
 TABLE = (PROJECT / "docs" / "founding-requirements.md").read_text()
-NAMED = re.findall(r"`(tests/[a-z_0-9/]+\.py)(?:::([a-z_0-9]+))?`", TABLE)
+TEST_NAME = r"`(tests/[a-z_0-9/]+\.py)(?:::([a-z_0-9]+))?`"
+NAMED = re.findall(TEST_NAME, TABLE + (PROJECT / "docs" / "security.md").read_text())
 
 
 def functions_in(path: str) -> set[str]:
