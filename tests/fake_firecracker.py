@@ -75,8 +75,8 @@ def use_fake(cocoon: Cocoon, whims: str = OLDEST) -> None:
     assert facts.binaries["firecracker"].version == whims.split("+")[0]
 
 
-def use_program(cocoon: Cocoon, program: Path) -> HostFacts:
-    """The same with any program.
+def use_program(cocoon: Cocoon, program: Path, *, obstacle: str = "") -> HostFacts:
+    """The same with any program; with an `obstacle`, that is why KVM runs no guests.
 
     What an engine finds out about a host it keeps until the next boot: that is where the belief in KVM is put.
     """
@@ -84,5 +84,5 @@ def use_program(cocoon: Cocoon, program: Path) -> HostFacts:
     config = Config(root_dir=str(cocoon.root), firecracker_binary=str(program))
     os.makedirs(config.paths().run_dir, mode=0o700, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kvm, "probe_kvm", lambda *_: KVMFacts(usable=True, reason=""))
+        patch.setattr(kvm, "probe_kvm", lambda *_: KVMFacts(usable=not obstacle, reason=obstacle))
         return gather_facts(config, fresh=True)

@@ -205,6 +205,7 @@ def test_refused_before_anything_is_made(engine: Cocoon, tmp_path: Path) -> None
     data_disks = [word for _ in range(14) for word in ("--data-disk", "size=16M")]
     key = ("--ssh-key", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIUFB0Dg2cjGdFllBF4kEYyaQPnDsT+cSVhh+bul4LBo")
     before = inventory(engine)
+    slow = "a probe guest did not end its work"
     for change, command, words in (
         (OLDEST, (*RUN[:6], "--memory", "256M", *key, "cloud"), "no firmware to boot the cloud image cloud with"),
         (OLDEST, (*RUN[:-1], "--nics", "8", *data_disks[:8], "busybox"), "leaves this one 7 disks"),
@@ -212,8 +213,10 @@ def test_refused_before_anything_is_made(engine: Cocoon, tmp_path: Path) -> None
         ("1.11.0", RUN, "older than 1.12"),
         (tmp_path / "none", RUN, "is no executable file"),
         (no_program, RUN, "is no executable file"),
+        (OLDEST, RUN, f"firecracker needs KVM, and {slow}"),
     ):
-        use_program(engine, change if isinstance(change, Path) else place_fake(tmp_path, change))
+        program = change if isinstance(change, Path) else place_fake(tmp_path, change)
+        use_program(engine, program, obstacle=slow if slow in words else "")
         done = engine.run(*command, check=False, environment={"COCOON_FAILPOINT": "list"})
         assert done.returncode == 5 and words in done.stderr, (command, done.stderr)
         assert "failpoint" not in done.stderr

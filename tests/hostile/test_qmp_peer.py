@@ -6,42 +6,17 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from cocoon.errors import APIFailed, Timeout
 from cocoon.host import json_lines
 from cocoon.host.json_lines import JSONLines, QMPClient
+from scripted_peer import Script, peer, wait_closed
 
 GREETING = b'{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}}, "capabilities": []}}\n'
 PATIENCE_S = 60.0
 SHORT_S = 0.5  # For a peer that lets it pass.
-Script = Callable[[socket.socket], None]
-
-
-@contextmanager
-def peer(script: Script) -> Iterator[socket.socket]:
-    """Our end of a connection whose other end runs `script` in a thread."""
-    ours, theirs = socket.socketpair()
-
-    def run() -> None:
-        try:
-            script(theirs)
-        except OSError:
-            pass
-        finally:
-            theirs.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield ours
-    finally:
-        ours.close()
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive()
 
 
 def read_request(connection: socket.socket) -> dict[str, object]:
@@ -62,12 +37,6 @@ def answer_id(connection: socket.socket, **answer: object) -> None:
 def negotiate(connection: socket.socket) -> None:
     connection.sendall(GREETING)
     answer_id(connection, **{"return": {}})
-
-
-def wait_closed(connection: socket.socket) -> None:
-    connection.settimeout(PATIENCE_S)
-    while connection.recv(65536):
-        pass
 
 
 def say(*lines: bytes) -> Script:

@@ -6,8 +6,6 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 from hypothesis import given, settings
@@ -16,33 +14,10 @@ from hypothesis import strategies as st
 from cocoon.errors import APIFailed, CocoonError, ConnectionFailed, Timeout
 from cocoon.host import vmm_http
 from cocoon.host.vmm_http import request
+from scripted_peer import Script, peer, wait_closed
 
 TIMEOUT_S = 0.5
-LONG_S = 20.0
-Script = Callable[[socket.socket], None]
-
-
-@contextmanager
-def peer(script: Script) -> Iterator[socket.socket]:
-    """Our end of a connection whose other end runs `script` in a thread and then hangs up."""
-    ours, theirs = socket.socketpair()
-
-    def run() -> None:
-        try:
-            script(theirs)
-        except OSError:
-            pass
-        finally:
-            theirs.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield ours
-    finally:
-        ours.close()
-        thread.join(LONG_S)
-        assert not thread.is_alive()
+LONG_S = 60.0
 
 
 def read_request(connection: socket.socket) -> tuple[str, dict[str, str], bytes]:
@@ -63,12 +38,6 @@ def receive(connection: socket.socket) -> bytes:
     if not data:
         raise OSError("closed")
     return data
-
-
-def wait_closed(connection: socket.socket) -> None:
-    connection.settimeout(LONG_S)
-    while connection.recv(65536):
-        pass
 
 
 def say(*parts: bytes, stay: bool = True) -> Script:
