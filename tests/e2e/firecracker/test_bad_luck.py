@@ -13,7 +13,7 @@ import pytest
 from fixtures import Cocoon
 
 pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
-SMALL = ("--fc", "--cpu", "1", "--memory", "128M", "--storage", "64M", "--name", "fc")
+SMALL = ("--fc", "--cpu", "1", "--memory", "128M", "--storage", "64M", "--nics", "0", "--name", "fc")
 RUN = ("run", "-d", *SMALL, "busybox", "sleep", "10000")
 
 
@@ -36,7 +36,7 @@ def test_a_run_that_is_killed_was_never_there(shared_cocoon: Cocoon) -> None:
     shared_cocoon.run("vm", "rm", "--force", "fc")
     asked = [point for point in named if "-ask." in point]
     (launched,) = (point for point in named if "-launch.after" in point)
-    for point in (launched, asked[0], asked[len(asked) // 2], asked[-2], asked[-1], named[-1]):
+    for point in (launched, asked[len(asked) // 2], asked[-1], named[-1]):
         done = shared_cocoon.run(*RUN, check=False, environment={"COCOON_FAILPOINT": f"{point}:kill"})
         assert done.returncode == -signal.SIGKILL, (point, done.stderr)
         shared_cocoon.run("image", "list")
