@@ -18,7 +18,7 @@ import pytest
 from fake_firecracker import NEWEST, OLDEST, place_fake, use_fake, use_program
 from fixtures import Cocoon
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 SMALL = ("--cpu", "1", "--memory", "128M", "--storage", "64M")
 RUN = ("run", "-d", "--hypervisor", "firecracker", "--name", "fc", *SMALL, "busybox")
 CREATE = ("vm", "create", *RUN[2:])
@@ -102,7 +102,7 @@ def test_other_ways_to_fail(engine: Cocoon, whim: str, words: str) -> None:
 def test_vmms_that_hang_end_at_the_deadline(engine: Cocoon) -> None:
     """One stopped in the middle, one that never answers, one that never listens; all at once, for each waits long."""
     before = inventory(engine)
-    running = {}
+    running, seen = {}, set[int]()
     for whim, words in (
         ("hang=4", "did not answer PUT /drives/drive_1 within 30 s"),
         ("mute=2", "did not answer PUT /boot-source within 30 s"),
@@ -111,19 +111,21 @@ def test_vmms_that_hang_end_at_the_deadline(engine: Cocoon) -> None:
         use_fake(engine, f"{OLDEST}+{whim}")
         name = whim[:4]
         running[words] = engine.start(*RUN[:4], "--name", name, *RUN[6:])
-        wait_for_fakes(engine, len(running))  # Each has read by then which Firecracker to use.
+        wait_for_another(engine, seen)  # It has read by then which Firecracker to use.
     for words, command in running.items():
-        said = command.communicate(timeout=300)[1]
+        said = command.communicate(timeout=400)[1]
         assert command.returncode == 1 and words in said, said
     assert engine.json("vm", "list") == []
     assert inventory(engine) == before
 
 
-def wait_for_fakes(cocoon: Cocoon, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while len(vmms_of(cocoon)) < count:
+def wait_for_another(cocoon: Cocoon, seen: set[int]) -> None:
+    """Returns when a VMM runs that is not in `seen`, and adds it."""
+    deadline = time.monotonic() + 200
+    while not (new := set(vmms_of(cocoon)) - seen):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    seen |= new
 
 
 def test_a_start_that_fails_leaves_the_vm_as_it_was(engine: Cocoon) -> None:
@@ -147,7 +149,7 @@ def test_of_two_starts_one_wins(engine: Cocoon) -> None:
     use_fake(engine)
     engine.run(*CREATE)
     running = [engine.start("vm", "start", "fc") for _ in range(3)]
-    outcomes = [(command.communicate(timeout=200)[1], command.returncode) for command in running]
+    outcomes = [(command.communicate(timeout=400)[1], command.returncode) for command in running]
     # One that comes late finds a VM that runs: that is no failure.
     assert {status for _, status in outcomes} <= {0, 4} and any(status == 0 for _, status in outcomes), outcomes
     assert all("another command is at work" in said for said, status in outcomes if status)
@@ -159,7 +161,7 @@ def test_of_two_starts_one_wins(engine: Cocoon) -> None:
 def test_stop_asks_then_ends_then_kills(engine: Cocoon, whim: str) -> None:
     use_fake(engine, OLDEST + whim)
     engine.run(*RUN)
-    engine.run("vm", "stop", "--timeout", "3" if whim else "60", "fc")
+    engine.run("vm", "stop", "--timeout", "3" if whim else "100", "fc")
     assert engine.json("vm", "inspect", "fc")["state"] == "stopped" and vmms_of(engine) == []
     ended = json.loads(Path(engine.root / "vms" / engine.json("vm", "inspect", "fc")["id"] / "exit.json").read_text())
     assert (ended["status"], ended["signal"]) == {"": (0, 0), "+deaf": (0, 15), "+stubborn": (0, 9)}[whim], ended
@@ -171,10 +173,9 @@ def test_a_vmm_that_was_stopped_by_a_signal_is_ended_all_the_same(engine: Cocoon
     engine.run(*RUN)
     (pid,) = vmms_of(engine)
     os.kill(pid, signal.SIGSTOP)
-    started = time.monotonic()
-    engine.run("vm", "stop", *words, "fc")
-    # It is not asked for an answer as long as one that starts is; a busy machine may take a while for the rest.
-    assert time.monotonic() - started < 28
+    said = engine.run("vm", "stop", *words, "fc").stderr
+    # It is not waited for as long as one that starts is.
+    assert ("did not answer PUT /actions within 1 s" in said) is (words != ("--force",)), said
     assert engine.json("vm", "inspect", "fc")["state"] == "stopped" and vmms_of(engine) == []
 
 
