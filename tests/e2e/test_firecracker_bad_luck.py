@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 
 from fake_firecracker import NEWEST, OLDEST, place_fake, use_fake, use_program
 from fixtures import Cocoon
+from patience import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 SMALL = ("--cpu", "1", "--memory", "128M", "--storage", "64M")
@@ -121,11 +121,8 @@ def test_vmms_that_hang_end_at_the_deadline(engine: Cocoon) -> None:
 
 def wait_for_another(cocoon: Cocoon, seen: set[int]) -> None:
     """Returns when a VMM runs that is not in `seen`, and adds it."""
-    deadline = time.monotonic() + 200
-    while not (new := set(vmms_of(cocoon)) - seen):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    seen |= new
+    wait_until(lambda: set(vmms_of(cocoon)) - seen, "another VMM", 200)
+    seen |= set(vmms_of(cocoon))
 
 
 def test_a_start_that_fails_leaves_the_vm_as_it_was(engine: Cocoon) -> None:
