@@ -119,6 +119,19 @@ def test_vmms_that_hang_end_at_the_deadline(engine: Cocoon) -> None:
     assert inventory(engine) == before
 
 
+def test_ctrl_c_while_a_vmm_is_asked(engine: Cocoon) -> None:
+    """What it waits for would not come for half a minute."""
+    before = inventory(engine)
+    use_fake(engine, f"{OLDEST}+mute=2")
+    command = engine.start(*RUN)
+    wait_for_another(engine, set())
+    command.send_signal(signal.SIGINT)
+    said = command.communicate(timeout=400)[1]
+    assert command.returncode == 130 and "within 30 s" not in said, said
+    assert engine.json("vm", "list") == []
+    assert inventory(engine) == before
+
+
 def wait_for_another(cocoon: Cocoon, seen: set[int]) -> None:
     """Returns when a VMM runs that is not in `seen`, and adds it."""
     wait_until(lambda: set(vmms_of(cocoon)) - seen, "another VMM", 200)
