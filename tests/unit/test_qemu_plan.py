@@ -238,3 +238,9 @@ def test_only_the_root_disk_of_a_cloud_image_is_booted() -> None:
 )
 def test_versions(text: str, numbers: tuple[int, ...]) -> None:
     assert parse_version(text) == numbers
+
+
+def test_the_engines_monitor_listens_last() -> None:
+    """It is what a start waits for; a client of the control channel may come at once then."""
+    sockets = [word for word in render_arguments(make_vm(), make_facts()) if word.startswith("socket,id=")]
+    assert len(sockets) > 16 and sockets[-1].startswith("socket,id=qmp,")

@@ -120,8 +120,8 @@ def render_arguments(vm: VMRecord, facts: HostFacts) -> tuple[str, ...]:
         *_process(vm, binary),
         *_machine(vm, facts),
         *_boot(vm),
-        *_monitors(),
         *_control_channel(),
+        *_monitors(),
         *_small_devices(vm, find_machine(facts.arch)),
         *(argument for nic in vm.nics for argument in _nic(vm, nic)),
         *(argument for index, disk in enumerate(vm.disks) for argument in _disk(vm, index, disk)),
@@ -204,13 +204,14 @@ def _monitors() -> tuple[str, ...]:
     """Console on the capsule's terminal, and two monitors.
 
     The second monitor is the shim's own, for bringing a paused guest back when the command that paused it has died: a
-    monitor serves one client at a time.
+    monitor serves one client at a time. The engine's comes last of all sockets, because QEMU makes them in this order:
+    where that one listens all others do.
     """
     return (
         # signal=off: a ^C typed into the console is the guest's, not QEMU's.
         "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-        "-chardev", f"socket,id=qmp,path={QMP_SOCKET},server=on,wait=off", "-mon", "chardev=qmp,mode=control",
         "-chardev", f"socket,id=rescue,path={RESCUE_SOCKET},server=on,wait=off", "-mon", "chardev=rescue,mode=control",
+        "-chardev", f"socket,id=qmp,path={QMP_SOCKET},server=on,wait=off", "-mon", "chardev=qmp,mode=control",
     )  # fmt: skip
 
 
