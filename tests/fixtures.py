@@ -63,7 +63,7 @@ def build_once(name: str, inputs: list[Path], command: list[str]) -> Path:
 def _remove_unused() -> None:
     oldest = time.time() - UNUSED_S
     for path in CACHE.iterdir():
-        if re.fullmatch(r".+-[0-9a-f]{16}(\.partial)?", path.name) and path.stat().st_mtime < oldest:
+        if re.fullmatch(r".+-[0-9a-f]{16}(\.partial.*)?", path.name) and path.stat().st_mtime < oldest:
             shutil.rmtree(path, ignore_errors=True)
 
 
