@@ -52,6 +52,7 @@ def build_once(name: str, inputs: list[Path], command: list[str]) -> Path:
                 capture_output=True,
                 timeout=BUILD_TIMEOUT_S,
                 preexec_fn=own_netns.outside(),
+                pass_fds=(lock.fileno(),),  # Should we be killed, nobody else begins before it has ended.
             )
             if done.returncode:
                 raise RuntimeError(f"{command} failed: {done.stderr.decode(errors='replace')[-2000:]}")
