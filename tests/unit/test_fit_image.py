@@ -9,12 +9,15 @@ from cocoon.engine.fit_image import OVERLAY_OPTIONS_BYTES, OWN_KERNEL_LAYERS, fi
 from cocoon.errors import InvalidSpec
 from cocoon.guest.bootconfig import MAX_LAYERS
 from cocoon.guest.cmdline import MAX_CMDLINE_BYTES, disk_device
+from cocoon.hypervisors.firecracker.backend import BACKEND as FIRECRACKER
+from cocoon.hypervisors.hypervisor import FEWEST_LAYERS
 from cocoon.hypervisors.qemu.backend import QEMU
 from cocoon.hypervisors.qemu.launch import MAX_DISKS
 from cocoon.model.host import Capability
 from cocoon.model.image import chain_ids
-from cocoon.model.vm import DataDisk
+from cocoon.model.vm import DataDisk, DirectBoot
 from cocoon.paths import Paths
+from firecracker_examples import make_fc_facts
 from qemu_examples import make_facts, make_nics
 from request_examples import request_of
 from store_examples import make_layer
@@ -97,6 +100,23 @@ def test_what_leaves_no_place_for_layers_is_refused() -> None:
     disks = tuple(DataDisk(size_bytes=1 << 30, name=f"d{number}") for number in range(18))
     with pytest.raises(InvalidSpec, match="at most 19 disks"):
         limit(request_of(130, data_disks=disks), Small())
+
+
+@pytest.mark.parametrize("nics", [0, 1, 8])
+@pytest.mark.parametrize("own_kernel", [False, True])
+def test_on_firecracker_devices_and_the_words_for_them_leave_room(nics: int, own_kernel: bool) -> None:
+    """Firecracker's places are shared with interfaces, and it names every device on the command line as well."""
+    facts = make_fc_facts()
+    request = request_of(60, own_kernel=own_kernel, nics=nics, memory_bytes=1 << 30).replace(hypervisor="firecracker")
+    found = find_layer_limit(request, FIRECRACKER, facts=facts, paths=PATHS)
+    disks = found + (1 if own_kernel else 2)
+    assert found >= FEWEST_LAYERS and disks + nics + 3 <= 17
+    image = request.image.replace(layers=request.image.layers[:found])
+    allotment = Allotment(name="n" * 63, uid=1, nics=make_nics(nics))
+    vm = draw_record(request.replace(image=image), allotment, backend=FIRECRACKER, facts=facts, paths=PATHS)
+    words = "".join(f" virtio_mmio.device=4K@0xd000{number:x}000:{5 + number}" for number in range(disks + nics + 3))
+    assert len(vm.kernel_cmdline + words) <= MAX_CMDLINE_BYTES
+    assert len(vm.disks) == disks and isinstance(vm.boot, DirectBoot)
 
 
 def test_devices_after_z() -> None:
