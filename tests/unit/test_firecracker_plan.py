@@ -135,9 +135,12 @@ def test_shutdown_is_ctrl_alt_del() -> None:
 def test_awkward_host_paths_are_quoted() -> None:
     vm = make_fc_vm()
     disks = (vm.disks[0].replace(path='/srv/it\'s "here"/$(layer).erofs'), *vm.disks[1:])
-    steps = BACKEND.plan_launch(vm.replace(disks=disks), make_paths().replace(run_dir="/run/it's"), make_fc_facts())
+    boot = vm.boot.replace(kernel_path="/srv/vm/run/vmlinux")
+    paths = make_paths().replace(run_dir="/run/it's")
+    steps = BACKEND.plan_launch(vm.replace(disks=disks, boot=boot), paths, make_fc_facts())
     text = "\n".join("\n".join(step.describe()) for step in steps)
     assert "RUN='/run/it'\"'\"'s'" in text
+    assert '"/srv/vm/run/vmlinux"' in text and """"uds_path": "'"$RUN"'/vsock.sock\"""" in text
     assert r"""/srv/it'"'"'s \"here\"/$(layer).erofs""" in text
 
 

@@ -25,8 +25,8 @@ class HostName(Value):
 
 
 class AskFirecracker(Step):
-    """One request with its body, to the VMM of `vm_id`, whose uid is `uid`. It answers within
-    `timeout_s`; the answer is not kept.
+    """One request with its body, to the VMM of `vm_id`, whose uid is `uid`. It answers within `timeout_s`; its
+    answer is not kept.
 
     `names` tell which files of the host the body names, for somebody who asks by hand a VMM without a capsule.
     """
@@ -46,7 +46,8 @@ class AskFirecracker(Step):
 
         host = {name.inner: name.host for name in self.names}
         body = {key: host.get(value, value) if isinstance(value, str) else value for key, value in self.body.items()}
-        text = quote(json.dumps(body)).replace(f"{CAPSULE_RUN_DIR}/", "'\"$RUN\"'/")
+        # Only where a value begins so: a path of the host may hold the same names.
+        text = quote(json.dumps(body)).replace(f'"{CAPSULE_RUN_DIR}/', '"\'"$RUN"\'/')
         socket = f'"$RUN"{API_SOCKET[len(CAPSULE_RUN_DIR) :]}'
         target = f"-X {self.method} http://localhost{self.path}"
         return (f"curl -sS --fail-with-body --unix-socket {socket} {target} -d {text}",)
