@@ -35,7 +35,7 @@ def run(base: Path, *words: str, failpoint: str = "") -> subprocess.CompletedPro
     path = f"{PROJECT / 'src'}:{PROJECT / 'tests'}"
     environment = {**os.environ, "PYTHONPATH": path, "COCOON_FAILPOINT": failpoint}
     return subprocess.run(
-        [sys.executable, str(SCENE), str(base), *words], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, str(SCENE), str(base), *words], env=environment, capture_output=True, text=True, timeout=200
     )
 
 
@@ -103,7 +103,7 @@ def test_two_adds_at_once(tmp_path, names, releases):
         )
         for name, deb in zip(names, debs, strict=True)
     ]
-    ends = [process.wait(60) for process in both]
+    ends = [process.wait(200) for process in both]
     differ = names == ("one", "two") and releases == ("6.1.0", "6.2.0")
     assert sorted(ends) == ([0, 0] if differ else [0, 1])
     assert assert_consistent(tmp_path / "b") == [name for name, end in zip(names, ends, strict=True) if end == 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import signal
@@ -11,6 +12,7 @@ import time
 
 import pytest
 
+from cocoon.cli.terminal import _uninterrupted
 from fixtures import PROJECT
 
 SESSION = f"""
@@ -73,3 +75,18 @@ def test_restored(inside: str, number: int | None) -> None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(terminal)
+
+
+def test_a_change_that_a_signal_cut_short_is_made_again() -> None:
+    """On a serial line, where it waits for the last output; a terminal that is no more is another matter."""
+    left = [errno.EINTR, errno.EINTR]
+
+    def change() -> None:
+        if left:
+            raise termios.error(left.pop(), "")
+
+    _uninterrupted(change)
+    assert left == []
+    left.append(errno.EIO)
+    with pytest.raises(termios.error):
+        _uninterrupted(change)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -33,8 +35,12 @@ class RawTerminal:
             import termios
             import tty
 
-            self._saved = termios.tcgetattr(STDIN)
-            tty.setraw(STDIN, termios.TCSADRAIN)  # What was typed ahead is for the guest.
+            try:
+                self._saved = termios.tcgetattr(STDIN)
+                # What was typed ahead is for the guest.
+                _uninterrupted(lambda: tty.setraw(STDIN, termios.TCSADRAIN))
+            except termios.error:
+                pass  # The terminal has just hung up: whoever reads it will see.
         return self
 
     def __exit__(
@@ -43,11 +49,25 @@ class RawTerminal:
         if self._saved is not None:
             import termios
 
+            saved = self._saved
             try:
                 # What was typed for the guest and not read is dropped: it must not reach the user's shell.
-                termios.tcsetattr(STDIN, termios.TCSAFLUSH, self._saved)
+                _uninterrupted(lambda: termios.tcsetattr(STDIN, termios.TCSAFLUSH, saved))
             except termios.error:
                 pass  # The terminal has hung up; there is nothing to restore.
+
+
+def _uninterrupted(change: Callable[[], object]) -> None:
+    """Changes the terminal, which waits until all output is out, and again when a signal has cut that short."""
+    import termios
+
+    while True:
+        try:
+            change()
+            return
+        except termios.error as error:
+            if error.args[0] != errno.EINTR:
+                raise
 
 
 def attach(paths: VMPaths, mode: ConsoleMode, *, name: str, escape: int, quiet: bool = False) -> ConsoleEnd:
