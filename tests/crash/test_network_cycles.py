@@ -186,7 +186,7 @@ class Crew:
 
 
 def test_nothing_is_left_of_a_thousand_bad_days(stage: Stage) -> None:
-    before = {link.name for link in netlink.links()}
+    before = {*tables(), *(link.name for link in netlink.links())}
     context = multiprocessing.get_context("fork")
     done, stop = context.Value("i", 0), context.Event()
     workers = Crew(count=WORKERS, target=work, arguments=(stage, done))
@@ -228,15 +228,19 @@ def clean_up(stage: Stage) -> list[str]:
     return failures
 
 
-def leftovers(stage: Stage, links_before: set[str]) -> list[str]:
-    """Everything of these VMs that is still there."""
+def tables() -> list[str]:
+    """The packet filter's tables, a line for each."""
+    return subprocess.run(["nft", "list", "tables"], check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def leftovers(stage: Stage, before: set[str]) -> list[str]:
+    """Everything of these VMs that is still there, and was not before."""
     ids = set(stage.ids.read_text().split())
     root = stage.root
     found = [name for name in os.listdir("/run/netns") if name.removeprefix("cocoon-") in ids]
     bridge = stage.network.bridge
-    found += [link.name for link in netlink.links() if link.name not in (*links_before, bridge)]
-    tables = subprocess.run(["nft", "list", "tables"], check=True, capture_output=True, text=True).stdout.split("\n")
-    found += [line for line in tables if line and line != f"table inet {table_name(bridge)}" and "cocoon" in line]
+    known = {*before, bridge, f"table inet {table_name(bridge)}"}
+    found += [name for name in (*(link.name for link in netlink.links()), *tables()) if name not in known]
     own = ["nft", "list", "table", "inet", table_name(bridge)]
     rules = subprocess.run(own, check=True, capture_output=True, text=True).stdout
     found += [line.strip() for line in rules.split("\n") if "elements" in line]
