@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ def test_a_bridge_of_a_dead_command_is_finished(world: World, network: Network) 
     assert "fd12:3456:789a::1/64" in ip("address", "show", network.bridge)
     RemoveBridge(network=network).apply(world)
     assert netlink.find_link(network.bridge) is None
+    assert not [name for name in os.listdir(HOST_DIR) if network.bridge in name]
 
 
 def test_a_host_that_has_ipv6_turned_off_has_a_network(world: World, network: Network) -> None:

@@ -147,9 +147,10 @@ class RemoveBridge(Step):
         bridge = netlink.find_link(self.network.bridge)
         if bridge is not None and is_bridge_of(bridge, self.network):
             netlink.delete_link(self.network.bridge)
-        with lock_table(table_name(self.network.bridge)):
+        with lock_table(table_name(self.network.bridge)) as held:
             nft.load_rules(render_removal(self.network))
             LoadedRules(self.network).forget()
+            held.remove()
         return None
 
     def undo(self, world: World) -> None:
@@ -193,8 +194,11 @@ class LoadedRules:
     def record(self) -> None:
         """They have just been loaded. Raises HostFault."""
         line = f"{self._text} {nft.read_inet_table(self._table)}\n"
-        with open(self._path, "w", encoding="ascii") as file:  # Need not last: /run does not outlive the rules.
-            file.write(line)
+        try:
+            with open(self._path, "w", encoding="ascii") as file:  # Need not last: /run does not outlive the rules.
+                file.write(line)
+        except OSError:
+            return  # Half a record is none: a full /run is no reason to be without a network.
 
     def forget(self) -> None:
         """They have been taken away."""
