@@ -207,16 +207,15 @@ def test_gc_spares_what_others_have_on_the_network(office: Office, world: World,
 
 def test_gc_and_add_do_not_meet(office: Office, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = connect(world, cni_network(world, "lines"))
-    office.plugin("note", NOTE.replace("GC)", "GC) sleep 1;"))
+    office.plugin("note", NOTE.replace("GC)", 'GC) sleep 1; echo "GC-END {}" >>"$0.log";'))
     collecting = threading.Thread(target=collect_networks, args=(world,))
     collecting.start()
     while "GC" not in commands(office):
+        assert collecting.is_alive()
         time.sleep(0.01)
     second = connect(office.world(Path(world.paths.root_dir)), cni_network(world, "lines"))
     collecting.join()
-    assert not collecting.is_alive()
-    order = commands(office)
-    assert order.index("GC") < order.index("ADD", order.index("ADD") + 1)
+    assert commands(office) == ["STATUS", "ADD", "GC", "GC-END", "STATUS", "ADD"]
     monkeypatch.setattr("cocoon.network.cni_gc.PATIENCE_S", 0.1)
     with lock_network("lines", shared=True):  # Somebody is at an ADD.
         assert collect_networks(world) == []
@@ -310,9 +309,7 @@ def test_what_is_no_file_keeps_nobody_from_the_others(office: Office) -> None:
     with socket.socket(socket.AF_UNIX) as unix:
         unix.bind(str(office.conf / "05-socket.conflist"))
     (office.conf / "06-gone.conflist").symlink_to("/nonexistent")
-    began = time.monotonic()
     found, problems = read_conflists(str(office.conf))
-    assert time.monotonic() - began < 5
     assert [network.name for network in found] == ["lines"]
     names = [Path(problem.split(": ")[0]).name[:2] for problem in problems]
     assert names == ["00", "01", "02", "03", "04", "05", "06"], problems
