@@ -77,6 +77,23 @@ def wait_until(true: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
+@contextmanager
+def dnsmasq(log: Path, *options: str, prefix: tuple[str, ...] = ()) -> Iterator[None]:
+    """A real server of names and leases, for what `options` say; started through `prefix`, it writes to `log`."""
+    log.touch()
+    command = [
+        *prefix, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root",
+        "--bind-interfaces", "--except-interface=lo", f"--pid-file={log}.pid", "--dhcp-authoritative", "--no-ping",
+        "--log-dhcp", f"--log-facility={log}", *options,
+    ]  # fmt: skip
+    with subprocess.Popen(command) as server:
+        try:
+            wait_until(lambda: "started" in log.read_text(), "dnsmasq does not start")
+            yield
+        finally:
+            server.kill()
+
+
 class Request:
     """What a client has sent."""
 

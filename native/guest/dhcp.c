@@ -69,25 +69,44 @@ struct link_event { /* struct nlmsghdr, struct ifinfomsg */
 	unsigned link_flags, change;
 };
 
+static void take_event(const struct link_event *event, int64_t now)
+{
+	for (size_t i = 0; i < dhcp.count; i++) {
+		struct client *client = &dhcp.clients[i];
+		if (client->index != event->index || client->state == GONE)
+			continue;
+		if (event->type == LINK_IS)
+			note_link(client, event->link_flags & IFF_RUNNING, now);
+		else if (event->type == LINK_GOES)
+			begin(client, GONE, 0);
+	}
+}
+
+/* More happened than the kernel keeps for us: as if every link had been gone. */
+static void assume_the_worst(int64_t now)
+{
+	for (size_t i = 0; i < dhcp.count; i++) {
+		struct client *client = &dhcp.clients[i];
+		if (client->state == GONE)
+			continue;
+		note_link(client, false, now);
+		note_link(client, read_link(client), now);
+	}
+}
+
 static void hear(int64_t now)
 {
 	_Alignas(8) unsigned char bytes[8192];
 	struct link_event event;
 	ssize_t size = recv(dhcp.events, bytes, sizeof bytes, MSG_DONTWAIT);
 
+	if (size < 0 && errno == ENOBUFS)
+		assume_the_worst(now);
 	for (size_t at = 0; size > 0 && at + sizeof event <= (size_t)size; at += (event.length + 3u) & ~3u) {
 		memcpy(&event, bytes + at, sizeof event);
 		if (event.length < sizeof event)
 			return;
-		for (size_t i = 0; i < dhcp.count; i++) {
-			struct client *client = &dhcp.clients[i];
-			if (client->index != event.index || client->state == GONE)
-				continue;
-			if (event.type == LINK_IS)
-				note_link(client, event.link_flags & IFF_RUNNING, now);
-			else if (event.type == LINK_GOES)
-				begin(client, GONE, 0);
-		}
+		take_event(&event, now);
 	}
 }
 
@@ -95,14 +114,14 @@ static void open_client(const struct dhcp_interface *interface)
 {
 	struct client *client = &dhcp.clients[dhcp.count];
 
-	*client = (struct client){.interface = interface, .netlink = dhcp.netlink, .datagrams = -1, .index = (int)if_nametoindex(interface->name),
-				  .asked.hostname = dhcp.config->hostname};
+	*client = (struct client){.interface = interface, .netlink = dhcp.netlink, .datagrams = -1,
+				  .index = (int)if_nametoindex(interface->name), .asked.hostname = dhcp.config->hostname};
 	client->packets = open_packets(client->index);
 	if (client->packets < 0) {
 		complain("%s: cannot ask for an address: %s", interface->name, strerror(errno));
 		return;
 	}
-	read_link(client);
+	client->running = read_link(client);
 	begin(client, client->running ? SELECTING : ASLEEP, client->running ? clock_ms() : 0);
 	dhcp.count++;
 }

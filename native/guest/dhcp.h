@@ -63,7 +63,7 @@ int open_packets(int index);
 void close_datagrams(struct client *client);
 void broadcast(const struct client *client, const unsigned char *packet, size_t size);
 bool send_to_server(struct client *client, const unsigned char *packet, size_t size);
-void read_link(struct client *client);
+bool read_link(struct client *client);
 void drop_address(struct client *client);
 void keep_address(const struct client *client);
 void set_routes(const struct client *client);

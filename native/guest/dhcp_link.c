@@ -97,18 +97,20 @@ bool send_to_server(struct client *client, const unsigned char *packet, size_t s
 						(const struct sockaddr *)&server, sizeof server) > 0;
 }
 
-void read_link(struct client *client)
+/* Takes over the interface's MAC. Whether it is connected. */
+bool read_link(struct client *client)
 {
 	struct ifreq request = {0};
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
 	if (fd < 0)
-		return;
+		return false;
 	snprintf(request.ifr_name, sizeof request.ifr_name, "%s", client->interface->name);
 	if (ioctl(fd, SIOCGIFHWADDR, &request) == 0)
 		memcpy(client->asked.mac, request.ifr_hwaddr.sa_data, MAC_SIZE);
-	client->running = ioctl(fd, SIOCGIFFLAGS, &request) == 0 && (request.ifr_flags & IFF_RUNNING);
+	bool runs = ioctl(fd, SIOCGIFFLAGS, &request) == 0 && (request.ifr_flags & IFF_RUNNING);
 	close(fd);
+	return runs;
 }
 
 static struct ip ipv4(uint32_t address)

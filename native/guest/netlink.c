@@ -10,11 +10,13 @@
 #include <unistd.h>
 
 #define NETLINK_ROUTE 0
-enum { DONE = 3, ERROR = 2, SETLINK = 19, NEWADDR = 20, DELADDR = 21, GETADDR = 22, NEWROUTE = 24 };
+enum { DONE = 3, ERROR = 2, SETLINK = 19, NEWADDR = 20, DELADDR = 21, GETADDR = 22, NEWROUTE = 24, NEWRULE = 32,
+       DELRULE = 33 };
 enum { FLAG_REQUEST = 1, FLAG_ACK = 4, FLAG_DUMP = 0x300, FLAG_REPLACE = 0x100, FLAG_CREATE = 0x400 };
 enum { LINK_ADDRESS = 1, LINK_MTU = 4 };
 enum { ADDR_ADDRESS = 1, ADDR_LOCAL = 2, ADDR_BROADCAST = 4, ADDR_CACHE = 6, ADDR_NODAD = 0x02 };
 enum { ROUTE_TO = 1, ROUTE_DEVICE = 4, ROUTE_VIA = 5, ROUTE_METRIC = 6, ROUTE_SOURCE = 7 };
+enum { RULE_FROM = 2, RULE_PRIORITY = 6, TO_TABLE = 1, FIRST_PRIORITY = 10000, MAX_RULES = 64 };
 enum { TABLE_MAIN = 254, PROTOCOL_STATIC = 4, SCOPE_LINK = 253, TYPE_UNICAST = 1, VIA_ON_LINK = 4 };
 
 struct netlink_address { /* struct sockaddr_nl */
@@ -39,7 +41,7 @@ struct address_head { /* struct ifaddrmsg */
 	uint8_t family, prefix, flags, scope;
 	uint32_t index;
 };
-struct route_head { /* struct rtmsg */
+struct route_head { /* struct rtmsg; struct fib_rule_hdr is the same but for names */
 	unsigned char family, to_length, from_length, tos, table, protocol, scope, type;
 	unsigned flags;
 };
@@ -60,13 +62,22 @@ static size_t ip_size(const struct ip *ip)
 	return ip->family == AF_INET6 ? 16 : 4;
 }
 
+struct ip mask_ip(const struct ip *ip, int prefix)
+{
+	struct ip masked = *ip;
+
+	for (int i = 0; i < 16; i++) {
+		int kept = prefix - 8 * i;
+		masked.bytes[i] &= kept >= 8 ? 0xff : kept <= 0 ? 0 : (unsigned char)(0xff << (8 - kept));
+	}
+	return masked;
+}
+
 bool share_subnet(const struct ip *a, const struct ip *b, int prefix)
 {
-	int whole = prefix / 8, rest = prefix % 8;
+	const struct ip left = mask_ip(a, prefix), right = mask_ip(b, prefix);
 
-	if (a->family != b->family || memcmp(a->bytes, b->bytes, (size_t)whole) != 0)
-		return false;
-	return !rest || !((a->bytes[whole] ^ b->bytes[whole]) >> (8 - rest));
+	return left.family == right.family && memcmp(left.bytes, right.bytes, sizeof left.bytes) == 0;
 }
 
 int open_netlink(uint32_t groups)
@@ -191,9 +202,9 @@ bool add_route(int netlink, int index, const struct route *route)
 {
 	const struct ip *any = route->via.family ? &route->via : &route->to;
 	const struct route_head head = {
-		.family = (unsigned char)any->family, .to_length = (unsigned char)route->prefix, .table = TABLE_MAIN,
-		.protocol = PROTOCOL_STATIC, .type = TYPE_UNICAST, .scope = route->via.family ? 0 : SCOPE_LINK,
+		.family = (unsigned char)any->family, .to_length = (unsigned char)route->prefix, .protocol = PROTOCOL_STATIC, .type = TYPE_UNICAST, .scope = route->via.family ? 0 : SCOPE_LINK,
 		.flags = route->on_link ? VIA_ON_LINK : 0,
+		.table = (unsigned char)(route->table ? route->table : TABLE_MAIN),
 	};
 	struct message message = begin(NEWROUTE, FLAG_ACK | FLAG_CREATE | FLAG_REPLACE, &head, sizeof head);
 
@@ -206,6 +217,31 @@ bool add_route(int netlink, int index, const struct route *route)
 	if (route->source.family)
 		add_attribute(&message, ROUTE_SOURCE, route->source.bytes, ip_size(&route->source));
 	return ask(netlink, &message);
+}
+
+bool add_rule(int netlink, const struct ip *from, int table)
+{
+	const struct route_head head = {.family = (unsigned char)from->family, .from_length = (unsigned char)(8 * ip_size(from)),
+					.table = (unsigned char)table, .type = TO_TABLE};
+	const uint32_t priority = FIRST_PRIORITY + (uint32_t)table;
+	struct message message = begin(NEWRULE, FLAG_ACK | FLAG_CREATE, &head, sizeof head);
+
+	add_attribute(&message, RULE_FROM, from->bytes, ip_size(from));
+	add_attribute(&message, RULE_PRIORITY, &priority, sizeof priority);
+	return ask(netlink, &message);
+}
+
+void remove_rules(int netlink, int family, int table)
+{
+	const struct route_head head = {.family = (unsigned char)family, .table = (unsigned char)table, .type = TO_TABLE};
+	const uint32_t priority = FIRST_PRIORITY + (uint32_t)table;
+	bool removed = true;
+
+	for (int count = 0; removed && count < MAX_RULES; count++) {
+		struct message message = begin(DELRULE, FLAG_ACK, &head, sizeof head);
+		add_attribute(&message, RULE_PRIORITY, &priority, sizeof priority);
+		removed = ask(netlink, &message);
+	}
 }
 
 /* The address that a message of the dump is about, if it is one of the interface's that we would remove. */

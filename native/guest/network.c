@@ -50,21 +50,38 @@ static void listen_to_nobody(const char *name)
 	}
 }
 
-static bool set_fixed(int netlink, int index, const struct fixed_address *fixed, int metric)
+/* What has the address of an interface other than the first goes out by that one, whatever the destination: by another it
+ * would be taken for forged. So the machine answers on all of its interfaces, also on two in one network. A kernel without
+ * such rules is fine. */
+static bool answer_by_itself(int netlink, int index, const struct address *address, const struct route *out, int number)
+{
+	const struct route near = {.to = mask_ip(&address->ip, address->prefix), .prefix = address->prefix,
+				   .table = FIRST_TABLE + number};
+	struct route far = *out;
+
+	far.table = near.table;
+	if (!add_rule(netlink, &address->ip, near.table))
+		return errno == EOPNOTSUPP || errno == EAFNOSUPPORT;
+	return add_route(netlink, index, &near) && (!far.via.family || add_route(netlink, index, &far));
+}
+
+static bool set_fixed(int netlink, int index, const struct fixed_address *fixed, int number)
 {
 	struct address address = {.prefix = fixed->prefix};
-	struct route route = {.metric = metric};
+	struct route out = {.metric = STATIC_METRIC + number};
 
 	if (!*fixed->address)
 		return true;
 	if (!parse_ip(fixed->address, &address.ip) || !add_address(netlink, index, &address))
 		return false;
-	if (!*fixed->gateway)
-		return true;
-	if (!parse_ip(fixed->gateway, &route.via))
-		return false;
-	route.on_link = !share_subnet(&address.ip, &route.via, address.prefix); /* a /32, as some clouds do */
-	return add_route(netlink, index, &route);
+	if (*fixed->gateway) {
+		if (!parse_ip(fixed->gateway, &out.via))
+			return false;
+		out.on_link = !share_subnet(&address.ip, &out.via, address.prefix); /* a /32, as some clouds do */
+		if (!add_route(netlink, index, &out))
+			return false;
+	}
+	return !number || answer_by_itself(netlink, index, &address, &out, number);
 }
 
 /* Without one it asks by DHCP, and its kernel takes what routers announce. */
@@ -87,10 +104,10 @@ static bool set_up(int netlink, const struct nic *nic, const char *name, int num
 	if (!set_link(netlink, index, true, 0, NULL))
 		return false;
 	*step = "cannot give its address and gateway to";
-	if (!set_fixed(netlink, index, &nic->ipv4, STATIC_METRIC + number))
+	if (!set_fixed(netlink, index, &nic->ipv4, number))
 		return false;
 	*step = "cannot give its IPv6 address and gateway to";
-	return set_fixed(netlink, index, &nic->ipv6, STATIC_METRIC + number);
+	return access("/proc/sys/net/ipv6", F_OK) < 0 || set_fixed(netlink, index, &nic->ipv6, number);
 }
 
 static bool find_nic(const char *mac, char *name, const char **step)
@@ -116,6 +133,8 @@ bool change_nic(const struct nic *nic, char *new_mac, int number, struct dhcp_in
 		int index = (int)if_nametoindex(name);
 		*step = "cannot take down";
 		done = set_link(netlink, index, false, 0, NULL) && flush_addresses(netlink, index);
+		remove_rules(netlink, AF_INET, FIRST_TABLE + number);
+		remove_rules(netlink, AF_INET6, FIRST_TABLE + number);
 		if (done && new_mac && !has_it) {
 			*step = "cannot change the MAC of";
 			done = parse_mac(new_mac, mac) && set_link(netlink, index, false, 0, mac);

@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-enum { MAC_SIZE = 6, STATIC_METRIC = 100, DHCP_METRIC = 1024 }; /* the interface's number is added to a metric */
+enum { MAC_SIZE = 6, STATIC_METRIC = 100, DHCP_METRIC = 1024, FIRST_TABLE = 100 }; /* the interface's number is added */
 
 struct ip {
 	int family; /* AF_INET or AF_INET6; AF_UNSPEC: none */
@@ -24,7 +24,7 @@ struct route {
 	int prefix;
 	struct ip via, source; /* via none: on the link itself */
 	bool on_link;          /* `via` is there although no address of the interface's says so */
-	int metric;
+	int metric, table;     /* table 0: the main one */
 };
 
 struct dhcp_interface {
@@ -34,12 +34,15 @@ struct dhcp_interface {
 
 /* netlink.c: one request to the kernel each, and its answer; false with errno. */
 bool parse_ip(const char *text, struct ip *ip);
+struct ip mask_ip(const struct ip *ip, int prefix);
 bool share_subnet(const struct ip *a, const struct ip *b, int prefix);
 int open_netlink(uint32_t groups);
 bool set_link(int netlink, int index, bool up, int mtu, const unsigned char *mac); /* mtu 0, mac NULL: as it is */
 bool add_address(int netlink, int index, const struct address *address);
 bool remove_address(int netlink, int index, const struct address *address);
 bool add_route(int netlink, int index, const struct route *route);
+bool add_rule(int netlink, const struct ip *from, int table); /* what has this source goes by that table */
+void remove_rules(int netlink, int family, int table);
 bool flush_addresses(int netlink, int index); /* but for link-local IPv6 ones, which go when it is down */
 
 /* network.c */

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent_scene import build_driver
-from dhcp_scene import ACK, DISCOVER, MAC, OFFER, REQUEST, SERVER, Cable, FakeServer, wait_until
+from dhcp_scene import ACK, DISCOVER, MAC, OFFER, REQUEST, SERVER, Cable, FakeServer, dnsmasq, wait_until
 from world_scene import ip
 
 
@@ -28,21 +26,11 @@ def cable(tmp_path: Path) -> Iterator[Cable]:
 
 
 @contextmanager
-def dnsmasq(cable: Cable, log: Path, *options: str, first: str = "10.9.0.10") -> Iterator[None]:
+def serving(cable: Cable, log: Path, *options: str, first: str = "10.9.0.10") -> Iterator[None]:
     """A server for the cable; `first` to .99 are its addresses."""
-    log.touch()
-    command = [
-        "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root",
-        f"--interface={cable.server}", "--bind-interfaces", "--except-interface=lo", f"--pid-file={log}.pid",
-        f"--dhcp-range={first},10.9.0.99,255.255.255.0,2m", f"--dhcp-leasefile={log}.leases",
-        "--dhcp-authoritative", "--no-ping", "--log-dhcp", f"--log-facility={log}", *options,
-    ]  # fmt: skip
-    with subprocess.Popen(command) as server:
-        try:
-            wait_until(lambda: "started" in log.read_text(), "dnsmasq does not start")
-            yield
-        finally:
-            server.send_signal(signal.SIGKILL)
+    span = f"--dhcp-range={first},10.9.0.99,255.255.255.0,2m"
+    with dnsmasq(log, f"--interface={cable.server}", span, f"--dhcp-leasefile={log}.leases", *options):
+        yield
 
 
 def test_a_lease_with_all_that_comes_with_it(cable: Cable, driver: str, tmp_path: Path) -> None:
@@ -53,7 +41,7 @@ def test_a_lease_with_all_that_comes_with_it(cable: Cable, driver: str, tmp_path
         "--dhcp-option=option:dns-server,10.9.0.53,10.9.0.54",
         "--dhcp-option=121,10.50.0.0/16,10.9.0.2,192.0.2.0/24,198.51.100.1,0.0.0.0/0,10.9.0.1",
     )  # fmt: skip
-    with dnsmasq(cable, log, *options), cable.asking(driver):
+    with serving(cable, log, *options), cable.asking(driver):
         wait_until(cable.resolver, "no lease")
         (address,) = cable.addresses()
         assert address.startswith("10.9.0.") and address.endswith("/24")
@@ -86,12 +74,12 @@ def test_a_lease_with_all_that_comes_with_it(cable: Cable, driver: str, tmp_path
 def test_a_server_that_has_changed_its_mind(cable: Cable, driver: str, tmp_path: Path) -> None:
     """It refuses the address, and gives another."""
     with cable.asking(driver):
-        with dnsmasq(cable, tmp_path / "first.log"):
+        with serving(cable, tmp_path / "first.log"):
             wait_until(cable.addresses, "no lease")
         (old,) = cable.addresses()
         ip("-n", cable.name, "link", "set", cable.client, "down")
         (tmp_path / "first.log.leases").unlink()
-        with dnsmasq(cable, tmp_path / "second.log", first="10.9.0.98"):
+        with serving(cable, tmp_path / "second.log", first="10.9.0.98"):
             ip("-n", cable.name, "link", "set", cable.client, "up")
             wait_until(lambda: cable.addresses() and cable.addresses() != [old], "the old address stays")
             assert "DHCPNAK" in (tmp_path / "second.log").read_text()

@@ -111,6 +111,13 @@ def test_several_nics_each_have_a_file(scene: GuestScene) -> None:
     assert "Address=192.168.7.9/25\n" in third and "RequiredForOnline=no" in third
     # One default route wins, that of the first NIC.
     assert "Metric=102" in third and "Metric=100" in network(scene, MAC[0])
+    # What has the address of another NIC goes out by that one.
+    assert third.endswith(
+        "[RoutingPolicyRule]\nFrom=192.168.7.9\nTable=102\nPriority=10102\n\n"
+        "[Route]\nDestination=192.168.7.9/25\nTable=102\n\n"
+        "[Route]\nGateway=192.168.7.1\nGatewayOnLink=yes\nTable=102\n"
+    )
+    assert "RoutingPolicyRule" not in network(scene, MAC[0])
     assert etc(scene, "resolv.conf") == "nameserver 10.0.0.53\nnameserver 10.0.0.54\n"
 
 

@@ -3,6 +3,8 @@
  *   driver config FILE         what the boot configuration says, one `key value` a line; 1 and a message when it is bad
  *   driver serve SOCKET        the agent, on a Unix socket with any number of clients; `shutdown` is said on stdout
  *   driver listen DIRECTORY    the agent, on one Unix socket for each port of the channel, as it is on a vsock
+ *   driver network FILE        sets up the interfaces of this namespace as the boot configuration says, and asks nobody
+ *   driver nic TEXT NUMBER     changes one, as `identity` does
  *   driver lease PACKET        what a DHCP server's answer to transaction 1 of 02:00:00:00:00:01 gives; 1 when it is none
  *   driver dhcp ROOT NAME MTU  the DHCP client for interface NAME, /etc below ROOT; for ever
  *   driver account ROOT USER   the account of USER in the image whose root is ROOT (needs root: it uses chroot)
@@ -211,6 +213,28 @@ static int show_lease(const char *path)
 	return 0;
 }
 
+static int set_up_network(const char *path)
+{
+	static struct config config;
+
+	read_config(path, &config);
+	start_network(&config);
+	return 0;
+}
+
+static int set_up_nic(char *text, int number)
+{
+	struct dhcp_interface asks;
+	const char *step;
+	struct nic nic;
+
+	if (!parse_nic(text, &nic))
+		fail("bad nic");
+	if (!change_nic(&nic, NULL, number, &asks, &step))
+		fail("%s %s", step, nic.mac);
+	return 0;
+}
+
 static int ask_by_dhcp(const char *root, const char *name, int mtu)
 {
 	static struct config config = {.hostname = "tester"};
@@ -232,6 +256,10 @@ int main(int count, char **words)
 		serve_each(words[2]);
 	if (count == 4 && strcmp(words[1], "account") == 0)
 		return show_account(words[2], words[3]);
+	if (count == 3 && strcmp(words[1], "network") == 0)
+		return set_up_network(words[2]);
+	if (count == 4 && strcmp(words[1], "nic") == 0)
+		return set_up_nic(words[2], atoi(words[3]));
 	if (count == 3 && strcmp(words[1], "lease") == 0)
 		return show_lease(words[2]);
 	if (count == 5 && strcmp(words[1], "dhcp") == 0)
