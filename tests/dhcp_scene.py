@@ -19,6 +19,7 @@ from world_scene import ip
 
 MAC = "02:00:00:00:00:01"
 SERVER = "10.9.0.1"
+EVERYBODY = "255.255.255.255"
 PATIENCE_S = 60
 DISCOVER, OFFER, REQUEST, ACK, NAK = 1, 2, 3, 5, 6
 
@@ -98,10 +99,11 @@ class Request:
     """What a client has sent."""
 
     def __init__(self, message: bytes, target: str) -> None:
-        self.message, self.target = message, target
+        self.message, self.target, self.transaction = message, target, message[4:8]
         self.options = parse_options(message[240:])
         self.kind = self.options[53][0]
         self.asked_for = self.options.get(50, b"")
+        self.own = str(ipaddress.IPv4Address(message[12:16]))
 
 
 def parse_options(area: bytes) -> dict[int, bytes]:
@@ -122,12 +124,18 @@ class FakeServer:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
         self._socket.bind((cable.server, 0x0800))
         self._device = cable.server
+        self._heard: set[tuple[int, str, bytes]] = set()
 
     def close(self) -> None:
         self._socket.close()
 
-    def hear(self, kind: int, *, timeout_s: float = PATIENCE_S) -> Request:
-        """The client's next message of this kind."""
+    def hear(
+        self, kind: int, *, target: str = EVERYBODY, own: str = "0.0.0.0", timeout_s: float = PATIENCE_S
+    ) -> Request:
+        """The client's next message of this kind to `target`, with `own` as the address that it has.
+
+        What it only repeats, because this machine is slow, is passed over.
+        """
         deadline = time.monotonic() + timeout_s
         while select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
             packet, address = self._socket.recvfrom(65536)
@@ -135,9 +143,12 @@ class FakeServer:
             if address[2] == socket.PACKET_OUTGOING or packet[9] != 17 or packet[head + 2 : head + 4] != b"\0\x43":
                 continue
             request = Request(packet[head + 8 :], str(ipaddress.IPv4Address(packet[16:20])))
-            if request.kind == kind:
-                return request
-        raise AssertionError(f"no message of kind {kind} in {timeout_s} s")
+            known = (request.kind, request.target, request.transaction)
+            if known in self._heard or (request.kind, request.target, request.own) != (kind, target, own):
+                continue
+            self._heard.add(known)
+            return request
+        raise AssertionError(f"no message of kind {kind} to {target} in {timeout_s} s")
 
     def say(self, packet: bytes) -> None:
         """A packet to everybody."""
@@ -171,4 +182,4 @@ def reply(
     own = option(53, bytes([kind])) + option(54, packed(server)) + option(51, struct.pack("!I", lease_s))
     if not options.startswith(b"\x01\x04"):
         own += option(1, packed("255.255.255.0"))
-    return ipv4(server, "255.255.255.255", udp(67, 68, head + own + options + b"\xff"))
+    return ipv4(server, EVERYBODY, udp(67, 68, head + own + options + b"\xff"))

@@ -183,9 +183,9 @@ def test_a_client_among_liars(cable: Cable, server: FakeServer, driver: str) -> 
         discover = server.hear(DISCOVER)
         transaction = discover.message[4:8]
         good = reply(transaction, OFFER, ADDRESS)
-        for _ in range(300):
+        for _ in range(50):  # What one socket holds, so that none of the rest is lost.
             server.say(good[: rubbish.randrange(len(good))])
-            server.say(good[:28] + rubbish.randbytes(rubbish.randrange(1400)))
+            server.say(good[:28] + rubbish.randbytes(rubbish.randrange(700)))
         server.say(reply(transaction, ACK, "10.9.0.66"))  # Nobody has asked for it yet.
         server.say(reply(b"\0\0\0\0", OFFER, "10.9.0.66"))
         server.say(reply(transaction, OFFER, "10.9.0.66", mac="02:00:00:00:00:02"))
@@ -196,7 +196,7 @@ def test_a_client_among_liars(cable: Cable, server: FakeServer, driver: str) -> 
         server.answer(request, NAK, "0.0.0.0", server="10.9.0.200")
         server.answer(request, ACK, ADDRESS)
         wait_until(cable.addresses, "no lease")
-        for _ in range(100):
+        for _ in range(30):
             server.answer(request, NAK, "0.0.0.0")  # It is asking for nothing now.
             server.answer(request, ACK, "10.9.0.66")
             server.answer(discover, OFFER, "10.9.0.66")
