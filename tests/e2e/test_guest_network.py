@@ -80,18 +80,18 @@ def _exchange(cocoon: Cocoon, world: str) -> None:
     pings = {
         "second4": again["address"], "second6": again["address6"],
         "peer4": lab["address"], "peer6": lab["address6"], "world4": world_scene.WORLD, "world6": world_scene.WORLD6,
-        "tenant4": tenants["address"], "tenant6": tenants["address6"],
     }  # fmt: skip
+    closed = {"tenant4": tenants["address"], "tenant6": tenants["address6"]}
     script = "\n".join(
         [
             "ip -o address; ip route; ip -6 route; cat /etc/resolv.conf; httpd -p 80 -h /etc",
-            *(f"ping -c 1 -W 4 {address} >/dev/null && echo ping-{key}" for key, address in pings.items()),
+            *(f"ping -c 1 -W 30 {address} >/dev/null && echo ping-{key}" for key, address in pings.items()),
+            *(f"ping -c 2 -W 5 {address} >/dev/null && echo ping-{key}" for key, address in closed.items()),
             *(
-                f"wget -q -T 10 -O - http://{url}"
+                f"wget -q -T 60 -O - http://{url}"
                 for url in (
                     f"{lab['address']}/hostname", f"[{lab['address6']}]/hostname",
                     f"{world_scene.WORLD}:{world_scene.PORT}/", f"[{world_scene.WORLD6}]:{world_scene.PORT}/",
-                    f"{world_scene.HOST}:8090/hostname",
                 )
             ),
             f"nslookup {NAME} | grep -v :53; nslookup {NAME} {world_scene.WORLD6} | grep -v :53",
@@ -129,7 +129,7 @@ def _check_client(client: dict, said: str) -> None:
     for key in ("peer4", "peer6", "second4", "second6", "world4", "world6"):
         assert f"ping-{key}\n" in said, said
     assert "ping-tenant" not in said, "guests of an isolated network do not reach one another"
-    assert said.count("peer\n") == 2 and said.count("client\n") == 1, said
+    assert said.count("peer\n") == 2, said
     assert f"you are {world_scene.HOST}\n" in said and f"you are {world_scene.HOST6}\n" in said
     assert f"nameserver {world_scene.WORLD}\nnameserver {world_scene.WORLD6}\n" in said
     assert said.count(f"Address: {world_scene.WORLD}\n") >= 2 and said.count(f"Address: {world_scene.WORLD6}\n") >= 2, (
@@ -156,8 +156,8 @@ def test_dhcp_on_a_bridge_of_the_hosts(shared_cocoon: Cocoon, lan: str, tmp_path
         until ip -4 -o address show eth0 | grep 'inet '; do sleep 0.2; done
         until ip -6 -o address show eth0 scope global | grep 'dynamic' | grep -v tentative; do sleep 0.2; done
         ip route; ip -6 route; cat /etc/resolv.conf; cat /sys/class/net/eth0/mtu
-        ping -c 1 -W 5 10.77.0.1 >/dev/null && echo lan4-ok
-        ping -c 1 -W 5 fd77::1 >/dev/null && echo lan6-ok
+        ping -c 1 -W 60 10.77.0.1 >/dev/null && echo lan4-ok
+        ping -c 1 -W 60 fd77::1 >/dev/null && echo lan6-ok
         nslookup host.lan.test | grep -v :53
     """
     options = (

@@ -42,6 +42,8 @@ def test_a_guest_on_a_cni_network(office: Cocoon) -> None:
         script = f"""
             ping -c 1 -W 60 10.99.0.1 >/dev/null && echo gateway-ok
             wget -q -T 60 -O - http://{world_scene.WORLD}:{world_scene.PORT}/
+            ping -c 1 -W 60 fd99::1 >/dev/null && echo gateway6-ok
+            wget -q -T 60 -O - http://[{world_scene.WORLD6}]:{world_scene.PORT}/
             httpd -p 80 -h /etc; echo END; sleep 1000
         """
         office.run(

@@ -30,8 +30,8 @@ ASK = (
     "echo id=$(cat /etc/machine-id); "
     "ip -o address show scope global | awk '{ print \"address=\" $2, $4 }'; "
     "ip -o address show tentative | awk '{ print \"tentative=\" $2, $4 }'; "
-    "ip -4 route show default | awk '{ print \"route=\" $3, $5, $NF }'; "
-    "ip -6 route show default | awk '{ print \"route6=\" $3, $5, $9 }'; "
+    "for kind in 4 6; do ip -$kind route show default | "
+    'sed "s/^default via \\([^ ]*\\) dev \\([^ ]*\\).* metric \\([0-9]*\\).*/route$kind=\\1 \\2 \\3/"; done; '
     "ping -6 -c 1 -W 5 $(ip -6 route show default dev eth0 | awk '{ print $3 }') >/dev/null && echo ping=6; "
     'awk \'$2 ~ "/srv" { print "mount=" $2, $3 }\' /proc/mounts; '
     "echo line >>/srv/db/file; echo lines=$(wc -l </srv/db/file); "
@@ -112,7 +112,7 @@ def check_both(debian: Cocoon) -> None:
         f"eth0 {fixed['address']}/{fixed['prefix']}", f"eth0 {fixed['address6']}/64",
     }  # fmt: skip
     assert re.fullmatch(r"eth1 10\.66\.0\.\d+/24", leased) and not by_dhcp["address"]
-    assert first["route"] == [f"{fixed['gateway']} eth0 100", "10.66.0.1 eth1 1025"]
+    assert first["route4"] == [f"{fixed['gateway']} eth0 100", "10.66.0.1 eth1 1025"]
     assert first["route6"] == [f"{fixed['gateway6']} eth0 100"] and first["ping"] == ["6"]
     assert "tentative" not in first
     assert first["mount"] == ["/srv/db ext4"] and first["lines"] == ["1"]
