@@ -103,8 +103,8 @@ def _network(guest: CloudGuest) -> dict[str, object]:
 def _static(nic: NIC, dns: tuple[str, ...]) -> dict[str, object]:
     """All that the interface is to have: no router's announcements besides.
 
-    Not gateway4, which netplan complains about, and not "default", which old versions do not know. Some of these make
-    ::/64 of ::/0 for systemd-networkd (22.4, whose prefix 0 counts as none), so the part that the world has is named as well.
+    Not gateway4, which netplan complains about, and not "default", which old versions do not know. Some of them (22.4)
+    make ::/64 of ::/0 for systemd-networkd, so what the world has of it is named as well.
     """
     addresses = [(nic.address, nic.prefix), (nic.address6, nic.prefix6)]
     gateways = [("0.0.0.0/0", nic.gateway), ("::/0", nic.gateway6), ("2000::/3", nic.gateway6)]
