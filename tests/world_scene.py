@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cocoon.host import netns
+from fixtures import Cocoon
 
 HOST, HOST6 = "192.0.2.2", "2001:db8::2"
 WORLD, WORLD6 = "192.0.2.1", "2001:db8::1"
@@ -73,3 +74,10 @@ def fetch(*prefix: str, url: str, timeout_s: float = 60) -> str:
     program += "sys.stdout.write(u.urlopen(word, timeout=float(limit)).read().decode())"
     command = [*prefix, sys.executable, "-c", program, url, str(timeout_s)]
     return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def run_guest(cocoon: Cocoon, name: str, script: str, *options: str) -> dict:
+    """A small VM that runs `script` and then says END; its record."""
+    small = ("--cpu", "1", "--memory", "256M", "--storage", "64M")
+    cocoon.run("run", "-d", "--name", name, *small, *options, "busybox", "sh", "-c", f"{script}\necho END; sleep 1000")
+    return cocoon.json("vm", "inspect", name)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import guest_vm
+import world_scene
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +33,10 @@ def layers(tmp_path_factory) -> list[Path]:
     (upper / "data" / "changed").write_text("new\n")
     (lower / "etc" / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
     return [guest_vm.make_layer(lower, directory / "0.erofs"), guest_vm.make_layer(upper, directory / "1.erofs")]
+
+
+@pytest.fixture
+def world() -> Iterator[str]:
+    """The namespace of a world beyond this host, with a server in it."""
+    with world_scene.world() as name:
+        yield name

@@ -5,28 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 import world_scene
 from cocoon.host import netns
 from fixtures import Cocoon
+from world_scene import run_guest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 SMALL = ("--cpu", "1", "--memory", "256M", "--storage", "64M")
-
-
-@pytest.fixture
-def world() -> Iterator[str]:
-    with world_scene.world() as name:
-        yield name
-
-
-def run_guest(cocoon: Cocoon, name: str, script: str, *options: str) -> dict:
-    cocoon.run("run", "-d", "--name", name, *SMALL, *options, "busybox", "sh", "-c", f"{script}\necho END; sleep 1000")
-    return cocoon.json("vm", "inspect", name)
 
 
 def test_guests_reach_each_other_and_the_world(shared_cocoon: Cocoon, world: str) -> None:

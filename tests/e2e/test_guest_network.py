@@ -12,22 +12,12 @@ import pytest
 import world_scene
 from dhcp_scene import dnsmasq, wait_until
 from fixtures import Cocoon
+from world_scene import run_guest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 SMALL = ("--cpu", "1", "--memory", "256M", "--storage", "64M")
 NAME = "service.test"
-
-
-@pytest.fixture
-def world() -> Iterator[str]:
-    with world_scene.world() as name:
-        yield name
-
-
-def run_guest(cocoon: Cocoon, name: str, script: str, *options: str) -> dict:
-    cocoon.run("run", "-d", "--name", name, *SMALL, *options, "busybox", "sh", "-c", f"{script}\necho END; sleep 1000")
-    return cocoon.json("vm", "inspect", name)
 
 
 def last_boot(cocoon: Cocoon, name: str, *, boots: int = 1) -> str:
