@@ -37,10 +37,8 @@ def ip(*words: str, check: bool = True) -> str:
     return subprocess.run(["ip", *words], check=check, capture_output=True, text=True).stdout
 
 
-@pytest.fixture(params=["distribution", "newer"])
+@pytest.fixture(params=["distribution", *(["newer"] if NEWER else [])])
 def office(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Office]:
-    if request.param == "newer" and not NEWER:
-        pytest.skip("COCOON_TEST_CNI_BIN names no directory of newer plugins than the distribution's")
     yield Office(tmp_path, system=SYSTEM_PLUGINS if request.param == "distribution" else NEWER)
     sweep_bridges()
 
@@ -310,3 +308,5 @@ def test_gc_frees_what_nobody_has(office: Office, world: World) -> None:
         vms.append(connect(world, cni_network(world, "latest")))
     for vm in vms:
         disconnect(world, vm)
+    if versions == {"1.0.0"}:
+        pytest.skip("these plugins speak no CNI 1.1.0, so no GC was run; COCOON_TEST_CNI_BIN names newer ones")
