@@ -224,6 +224,9 @@ def test_refused_before_anything_is_made(engine: Cocoon, tmp_path: Path) -> None
         ("1.11.0", RUN, "older than 1.12"),
         (tmp_path / "none", RUN, "is no executable file"),
         (no_program, RUN, "is no executable file"),
+        (OLDEST, (*RUN[:-1], "--fc", "--windows", "busybox"), "runs no Windows guests: it has no firmware"),
+        (OLDEST, (*CREATE[:-1], "--windows", "not-here"), "runs no Windows guests: it has no firmware"),
+        (OLDEST, ("vm", "debug", "--windows", "busybox"), "no hypervisor of this version of cocoon runs Windows"),
         (OLDEST, RUN, f"firecracker needs KVM, and {slow}"),
     ):
         program = change if isinstance(change, Path) else place_fake(tmp_path, change)

@@ -8,9 +8,18 @@ import sys
 
 import pytest
 
+from cocoon.engine.spec import check_spec
 from cocoon.errors import CocoonError, HostFault, InvalidSpec, Unsupported
 from cocoon.hypervisors import discovery
-from cocoon.hypervisors.discovery import PREFERENCE, backend_names, check_host, check_named, choose, load
+from cocoon.hypervisors.discovery import (
+    PREFERENCE,
+    backend_names,
+    check_host,
+    check_named,
+    check_windows,
+    choose,
+    load,
+)
 from cocoon.hypervisors.hypervisor import Hypervisor
 from cocoon.model.host import BinaryFacts, Capability, HostFacts
 from cocoon.model.image import Image
@@ -108,6 +117,30 @@ def test_limits_of_devices_are_for_those_who_have_them() -> None:
     assert choose(limited, make_image(), make_fc_facts())[0].name == "firecracker"
     with pytest.raises(Unsupported, match="qemu does not limit"):
         choose(limited.replace(hypervisor="qemu"), make_image(), make_fc_facts())
+
+
+def test_windows_is_refused_with_the_reason() -> None:
+    for name, words in (
+        ("firecracker", "firecracker runs no Windows guests: it has no firmware"),
+        ("qemu", "qemu runs no Windows guests: this version"),
+        ("auto", "no hypervisor of this version of cocoon runs Windows guests"),
+    ):
+        spec = make_spec(hypervisor=name, windows=True)
+        for check in (check_windows, check_spec):
+            with pytest.raises(Unsupported, match=words) as caught:
+                check(spec)
+            assert caught.value.hint == "leave --windows out"
+    # Before anything about the host, which would be no help.
+    with pytest.raises(Unsupported, match="it has no firmware"):
+        check_named(make_spec(hypervisor="firecracker", windows=True), make_facts())
+
+
+def test_windows_goes_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu, spec = load("qemu"), make_spec(windows=True)
+    monkeypatch.setattr(type(qemu), "capabilities", qemu.capabilities | Capability.WINDOWS)
+    check_windows(spec)
+    backend, passed = choose(spec, make_image(), make_fc_facts())
+    assert backend is qemu and "runs no Windows guests" in passed[-1].reason
 
 
 class Fake:

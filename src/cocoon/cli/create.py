@@ -98,7 +98,7 @@ def _show(context: Context, vm: VMRecord) -> None:
 
 
 def read_spec(call: Call, context: Context) -> VMSpec:
-    """What the flags and words ask for. Raises InvalidSpec for what no host could run."""
+    """What the flags and words ask for. Raises InvalidSpec for what no host could run, Unsupported for Windows."""
     image, *command = call.words
     spec = VMSpec(
         name=call.text("name"),
@@ -127,6 +127,7 @@ def read_spec(call: Call, context: Context) -> VMSpec:
             disk_requests=call.number("disk-iops", 0),
             nic_bytes=call.size("nic-rate", 0),
         ),
+        windows=call.is_on("windows"),
         first_boot=read_first_boot(call),
     )
     if call.has("name") and not spec.name:
@@ -202,6 +203,7 @@ _SPEC_OPTIONS = (
         help="VMM to use; auto takes the best that this host can run",
     ),
     Option(name="fc", help="Short for --hypervisor firecracker"),
+    Option(name="windows", help="The guest is Windows; no hypervisor of this version runs one yet"),
     Option(name="kernel", value="KERNEL", completes="kernel", help="Kernel for an image that brings none"),
     Option(name="hugepages", help="Back the memory with huge pages"),
     Option(name="insecure", help="Start even where a required protection is not to be had"),

@@ -43,7 +43,11 @@ def _draw(length: int) -> str:
 
 
 def check_spec(spec: VMSpec) -> None:
-    """Raises InvalidSpec for what no host could run."""
+    """Raises InvalidSpec for what no host could run, Unsupported for a guest that no hypervisor here runs."""
+    if spec.windows:
+        from cocoon.hypervisors.discovery import check_windows
+
+        check_windows(spec)
     if spec.name:
         parse_name(spec.name, "VM")
     if not 1 <= spec.cpus <= MAX_CPUS:

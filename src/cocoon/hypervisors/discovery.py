@@ -20,6 +20,8 @@ AUTO = "auto"
 # Best first: what starts fastest and takes least memory, then what runs everywhere.
 PREFERENCE = ("cloud-hypervisor", "firecracker", "qemu")
 
+NO_WINDOWS = "leave --windows out"
+
 
 def backend_names() -> tuple[str, ...]:
     """The names of the backends in this version, best first; one that PREFERENCE does not know comes last."""
@@ -90,6 +92,25 @@ def check_host(spec: VMSpec, facts: HostFacts) -> None:
         )
 
 
+def check_windows(spec: VMSpec) -> None:
+    """Raises Unsupported when the guest is Windows and neither the backend that is named, nor with `auto` any, runs it;
+    InvalidSpec for an unknown name. Asks nothing of the host."""
+    if not spec.windows:
+        return
+    if spec.hypervisor != AUTO:
+        _check_runs_windows(load(spec.hypervisor))
+    elif not any(Capability.WINDOWS in load(name).capabilities for name in backend_names()):
+        raise Unsupported("no hypervisor of this version of cocoon runs Windows guests", hint=NO_WINDOWS)
+
+
+def _check_runs_windows(backend: Hypervisor) -> None:
+    if Capability.WINDOWS in backend.capabilities:
+        return
+    firmware = Capability.FIRMWARE_BOOT in backend.capabilities
+    reason = "this version of cocoon makes none for them" if firmware else "it has no firmware to boot one with"
+    raise Unsupported(f"{backend.name} runs no Windows guests: {reason}", hint=NO_WINDOWS)
+
+
 def check_named(spec: VMSpec, facts: HostFacts) -> None:
     """Raises what `choose` would for the backend that is named, whatever the image: for before that is fetched."""
     if spec.hypervisor != AUTO:
@@ -109,6 +130,8 @@ def check_backend(backend: Hypervisor, spec: VMSpec, image: Image, *, facts: Hos
 
 
 def _check_capabilities(backend: Hypervisor, spec: VMSpec, facts: HostFacts) -> None:
+    if spec.windows:
+        _check_runs_windows(backend)
     if not facts.kvm.usable and Capability.SOFTWARE_EMULATION not in backend.capabilities:
         raise Unsupported(
             f"{backend.name} needs KVM, and {facts.kvm.reason}", hint="use --hypervisor qemu, which can do without"

@@ -190,7 +190,8 @@ class VMSpec(Value):
 
     `networks` are those of the NICs in order; NICs beyond them are on the first, and without any on the default one.
     With `bridge` all are on that one of the host's. With `allow_host` the guest may reach the host's own services.
-    `queue_size` is how many packets wait in a queue of a NIC, 0 for as many as the backend likes.
+    `queue_size` is how many packets wait in a queue of a NIC, 0 for as many as the backend likes. With `windows`
+    the guest is one.
     """
 
     name: str
@@ -215,6 +216,7 @@ class VMSpec(Value):
     bridge: str = ""
     queue_size: int = 0
     rates: RateLimits = RateLimits()
+    windows: bool = False
     first_boot: FirstBoot | None = None
 
 

@@ -334,6 +334,7 @@ complete -c cocoon -n '__cocoon_at "vm create"' -l disk-iops -d 'Requests a seco
 complete -c cocoon -n '__cocoon_at "vm create"' -l queue-size -d 'Packets in a queue of an interface: 256, 512 or 1024' -x
 complete -c cocoon -n '__cocoon_at "vm create"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm create"' -l fc -d 'Short for --hypervisor firecracker'
+complete -c cocoon -n '__cocoon_at "vm create"' -l windows -d 'The guest is Windows; no hypervisor of this version runs one yet'
 complete -c cocoon -n '__cocoon_at "vm create"' -l kernel -d 'Kernel for an image that brings none' -r -f -a '(__cocoon_names kernel)'
 complete -c cocoon -n '__cocoon_at "vm create"' -l hugepages -d 'Back the memory with huge pages'
 complete -c cocoon -n '__cocoon_at "vm create"' -l insecure -d 'Start even where a required protection is not to be had'
@@ -366,6 +367,7 @@ complete -c cocoon -n '__cocoon_at "vm debug"' -l disk-iops -d 'Requests a secon
 complete -c cocoon -n '__cocoon_at "vm debug"' -l queue-size -d 'Packets in a queue of an interface: 256, 512 or 1024' -x
 complete -c cocoon -n '__cocoon_at "vm debug"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l fc -d 'Short for --hypervisor firecracker'
+complete -c cocoon -n '__cocoon_at "vm debug"' -l windows -d 'The guest is Windows; no hypervisor of this version runs one yet'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l kernel -d 'Kernel for an image that brings none' -r -f -a '(__cocoon_names kernel)'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l hugepages -d 'Back the memory with huge pages'
 complete -c cocoon -n '__cocoon_at "vm debug"' -l insecure -d 'Start even where a required protection is not to be had'
@@ -425,6 +427,7 @@ complete -c cocoon -n '__cocoon_at "vm run"' -l disk-iops -d 'Requests a second 
 complete -c cocoon -n '__cocoon_at "vm run"' -l queue-size -d 'Packets in a queue of an interface: 256, 512 or 1024' -x
 complete -c cocoon -n '__cocoon_at "vm run"' -l hypervisor -d 'VMM to use; auto takes the best that this host can run' -r -f -a 'auto cloud-hypervisor firecracker qemu'
 complete -c cocoon -n '__cocoon_at "vm run"' -l fc -d 'Short for --hypervisor firecracker'
+complete -c cocoon -n '__cocoon_at "vm run"' -l windows -d 'The guest is Windows; no hypervisor of this version runs one yet'
 complete -c cocoon -n '__cocoon_at "vm run"' -l kernel -d 'Kernel for an image that brings none' -r -f -a '(__cocoon_names kernel)'
 complete -c cocoon -n '__cocoon_at "vm run"' -l hugepages -d 'Back the memory with huge pages'
 complete -c cocoon -n '__cocoon_at "vm run"' -l insecure -d 'Start even where a required protection is not to be had'
