@@ -251,6 +251,8 @@ def test_plugins_that_misbehave(office: Office, monkeypatch: pytest.MonkeyPatch)
         {"ips": [{"address": "not an address"}]},
         {"ips": [{"address": "10.0.0.1/24", "gateway": "x"}]},
         {"ips": [{"address": "fd00::2/64", "gateway": "fe80::1%x"}]},
+        {"ips": [{"address": "10.0.0.2/24", "gateway": "fd00::1"}]},
+        {"interfaces": [{"name": "eth0", "sandbox": "/x", "mtu": float("inf")}]},
         {"ips": 7},
         {"interfaces": [{"name": "eth0", "sandbox": "/x", "mtu": "big"}]},
         {"dns": {"nameservers": ["evil; rm"]}},

@@ -20,6 +20,8 @@ FORGED = 1000
 OTHER_MAC = "02:de:ad:be:ef:01"
 ROUTERS = "ff02::1"
 OPTIONS = bytes([58, 0, 1, 4, 0, 0, 0, 0])  # A destination options header with ICMPv6 behind it.
+ALERT = bytes([58, 0, 5, 2, 0, 0, 1, 0])  # The same for every router on the way: multicast's questions have it.
+OPTIONS_UDP = bytes([17]) + OPTIONS[1:]
 
 
 class Lan:
@@ -79,6 +81,8 @@ def honest_frames(guest: Guest, peer: Guest) -> list[bytes]:
         scene.ethernet(me.mac, BROADCAST, IPV4, scene.ipv4(me.address, "255.255.255.255", scene.udp(68, 67, b"ask"))),
         scene.ethernet(me.mac, other.mac, IPV6, _advert(me.address6, me.address6, other.address6)),
         scene.ethernet(me.mac, other.mac, IPV6, _is_it_free(me.address6)),
+        # Of one that is routed: the second part would be kept back where bridges are filtered.
+        scene.ethernet(me.mac, other.mac, IPV6, _far(_fragments(me.address6, other.address6, OPTIONS_UDP, b"")[0])),
     ]
 
 
@@ -101,7 +105,7 @@ def forgeries(guest: Guest, peer: Guest, dice: random.Random) -> list[Callable[[
     stranger6 = f"fd12:3456:789a::{dice.randrange(0x100, 0xFFFF):x}"
     data = scene.udp(dice.randrange(1024, 65536), 6, dice.randbytes(20))
     plain = scene.ipv4(me.address, other.address, data)
-    router = link_local_address(me.mac)
+    router, victim = link_local_address(me.mac), link_local_address(other.mac)
 
     def frame(kind: int, payload: bytes, source: str = me.mac) -> Callable[[], bytes]:
         return lambda: scene.ethernet(source, target, kind, payload)
@@ -115,6 +119,7 @@ def forgeries(guest: Guest, peer: Guest, dice: random.Random) -> list[Callable[[
         frame(IPV4, scene.ipv4(me.address, dice.choice(["169.254.169.254", *METADATA]), data)),
         frame(IPV4, scene.ipv4(me.address, "127.0.0.1", data)),
         frame(IPV4, scene.ipv4(me.address, "255.255.255.255", scene.udp(67, 68, b"offer"))),
+        frame(IPV4, scene.ipv4(me.address, other.address, scene.udp(dice.randrange(1024, 65536), 68, b"offer"))),
         frame(ARP, scene.arp(OTHER_MAC, me.address, other.address)),
         frame(ARP, scene.arp(me.mac, "0.0.0.0", other.address)),
         frame(ARP, scene.arp(me.mac, me.gateway, other.address, reply=True)),
@@ -126,11 +131,17 @@ def forgeries(guest: Guest, peer: Guest, dice: random.Random) -> list[Callable[[
         frame(IPV6, scene.ipv6(router, ROUTERS, scene.icmpv6(137, bytes(36)), header=58)),
         # The same behind an extension header, where simple filters do not look (RFC 7113).
         frame(IPV6, scene.ipv6(router, ROUTERS, OPTIONS + scene.icmpv6(134, bytes(12)), header=60)),
+        *(frame(IPV6, part) for part in _fragments(router, ROUTERS, OPTIONS, scene.icmpv6(134, bytes(12)))),
+        *(frame(IPV6, part) for part in _fragments(router, victim, OPTIONS_UDP, scene.udp(1, 546, dice.randbytes(20)))),
+        # Whoever asks for members of groups becomes the one whom bridges ask where the groups go.
+        frame(IPV6, scene.ipv6(router, ROUTERS, ALERT + scene.icmpv6(130, bytes(24)), header=0)),
+        frame(IPV4, scene.ipv4(me.address, "224.0.0.1", b"\x11\x64\xee\x9b\0\0\0\0", protocol=2)),
         frame(IPV6, _advert(other.address6, me.address6)),
         frame(IPV6, _advert(me.gateway6, me.address6)),
         frame(IPV6, _is_it_free(other.address6)),
         frame(IPV6, scene.ipv6(me.address6, dice.choice(METADATA6), data)),
         frame(IPV6, scene.ipv6(me.address6, other.address6, scene.udp(547, 546, b"reply"))),
+        frame(IPV6, scene.ipv6(router, victim, scene.udp(dice.randrange(1024, 65536), 546, b"reply"))),
         frame(VLAN, b"\0\x05" + b"\x08\0" + scene.ipv4(stranger, other.address, data)),
         frame(VLAN, b"\0\x05" + b"\x08\0" + plain),
         frame(0x88A8, b"\0\x05" + b"\x81\0" + b"\0\x06" + b"\x08\0" + plain),
@@ -138,6 +149,17 @@ def forgeries(guest: Guest, peer: Guest, dice: random.Random) -> list[Callable[[
         frame(0x88CC, dice.randbytes(40)),
         frame(dice.choice([0x22F0, 0x88E5, 0x888E, 0x9000, 0x0026]), dice.randbytes(46)),
     ]  # fmt: skip
+
+
+def _fragments(source: str, target: str, options: bytes, message: bytes) -> list[bytes]:
+    """The packet in two, of which the first ends before it says what the message is (RFC 7113, 2.2)."""
+    parts = (b"\0\1", options), (b"\0\x08", message)
+    return [scene.ipv6(source, target, bytes([60, 0]) + at + b"mine" + part, header=44) for at, part in parts]
+
+
+def _far(packet: bytes) -> bytes:
+    """The same IPv6 packet with the hop limit of what may be routed."""
+    return packet[:7] + bytes([64]) + packet[8:]
 
 
 def send_forged(lan: Lan, *, count: int = FORGED, quiet_s: float = 0.05) -> int:

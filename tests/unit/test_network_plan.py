@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from cocoon.errors import InvalidSpec, InvalidState
@@ -20,8 +18,8 @@ from cocoon.network.addressing import (
     tap_name,
 )
 from cocoon.network.rules import render_fences, render_network
+from golden import check_golden
 
-GOLDEN = Path(__file__).resolve().parents[1] / "plans"
 VM = "A" * 26
 
 
@@ -92,19 +90,14 @@ def test_unique_local_subnets() -> None:
     assert choose_subnet6(bytes.fromhex("123456789a")) == "fd12:3456:789a::/64"
 
 
-def compare(name: str, text: str) -> None:
-    path = GOLDEN / name
-    assert path.read_text() == text, f"{name} differs; if that is meant, replace it by:\n{text}"
-
-
 def test_rules_in_a_vms_namespace() -> None:
     nics = (
         make_nic(VM, 0, network=make_network(), address="10.88.0.2"),
         make_nic(VM, 1, network=make_network(subnet6=""), address="10.88.0.3").replace(address=""),
     )
-    compare("network-fences.txt", render_fences(nics))
+    check_golden("network-fences", render_fences(nics))
 
 
 def test_rules_on_the_host() -> None:
-    compare("network-host.txt", render_network(make_network()))
-    compare("network-host-isolated.txt", render_network(make_network(isolated=True, subnet6="", bridge="cn1234")))
+    check_golden("network-host", render_network(make_network()))
+    check_golden("network-host-isolated", render_network(make_network(isolated=True, subnet6="", bridge="cn1234")))

@@ -15,7 +15,8 @@ class Bridge:
     holds = False
 
     def plan_attach(self, vm: VMRecord, nic: NIC, network: Network) -> tuple[Step, ...]:
-        """A fenced port: it learns nothing and is flooded with nothing."""
+        """A fenced port: it learns nothing and is flooded with nothing. Isolated from those of other VMs: which
+        addresses are the guest's is not known here, and it could claim theirs."""
         return (
             AttachLink(
                 netns=nic.netns,
@@ -24,7 +25,7 @@ class Bridge:
                 bridge=network.bridge,
                 mac=nic.mac,
                 mtu=nic.mtu,
-                isolated=False,
+                isolated=True,
             ),
         )
 

@@ -41,7 +41,7 @@ def parse_result(plain: dict[str, Any], interface: str) -> Result:
         dns = tuple(_plain_ip(one) for one in (plain.get("dns") or {}).get("nameservers") or [])
         address, prefix, gateway = _parse_ip(first4)
         address6, prefix6, gateway6 = _parse_ip(first6)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise Corrupt(f"a CNI result makes no sense: {printable(str(error))}") from error
     if not 0 <= mtu <= 65_535:
         raise Unsupported(f"a CNI result has an MTU of {mtu}")
@@ -56,6 +56,8 @@ def _parse_ip(item: dict[str, Any] | None) -> tuple[str, int, str]:
         return "", 0, ""
     interface = ipaddress.ip_interface(item["address"])
     gateway = _plain_ip(item["gateway"]) if item.get("gateway") else ""
+    if gateway and (":" in gateway) != (interface.version == 6):
+        raise ValueError(f"{interface} has the gateway {gateway}")
     return str(interface.ip), interface.network.prefixlen, gateway
 
 

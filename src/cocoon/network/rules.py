@@ -19,10 +19,10 @@ from cocoon.model.vm import NIC
 from cocoon.network.addressing import inner_name, link_local_address
 
 TABLE = "cocoon"
-# Where clouds tell a machine its secrets, beside link-local addresses: Alibaba's, Azure's, Oracle's; EC2, Google's,
-# Oracle's, Scaleway's by IPv6.
+# Where clouds tell a machine its secrets, beside 169.254.0.0/16: Alibaba's, Azure's, Oracle's; EC2's, Google's,
+# OpenStack's, Oracle's, Scaleway's by IPv6.
 METADATA = ("100.100.100.200", "168.63.129.16", "192.0.0.192")
-METADATA6 = ("fd00:ec2::254", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:42::42")
+METADATA6 = ("fd00:ec2::254", "fd20:ce::254", "fe80::a9fe:a9fe", "fd00:c1::a9fe:a9fe", "fd00:42::42")
 
 
 def render_fences(nics: Iterable[NIC]) -> str:
@@ -80,11 +80,14 @@ def _from_guest(nic: NIC) -> list[str]:
 
 
 def _from_ipv4(nic: NIC) -> list[str]:
-    """Nothing to link-local addresses: the metadata service of a cloud answers there. No DHCP server, and no questions
-    whether another's address is free: whoever asks that at the same time would give it up (RFC 5227, 2.1.1)."""
+    """Nothing to link-local addresses: the metadata service of a cloud answers there. No DHCP server: most clients look
+    at their own port alone. No questions who hears which group, by which a bridge would send the groups elsewhere; and
+    none whether another's address is free: whoever asks that at the same time would give it up (RFC 5227, 2.1.1)."""
     lines = [
         f"    ip daddr {{ 127.0.0.0/8, 169.254.0.0/16, {', '.join(METADATA)} }} drop",
-        "    udp sport 67 drop",
+        "    udp sport { 67, 547 } drop",
+        "    udp dport { 68, 546 } drop",
+        "    igmp type membership-query drop",
     ]
     if nic.address:  # 0.0.0.0 asks whether an address is free.
         lines.append(f"    ether type arp arp saddr ip != {{ 0.0.0.0, {nic.address} }} drop")
@@ -96,15 +99,19 @@ def _from_ipv4(nic: NIC) -> list[str]:
 
 
 def _from_ipv6(nic: NIC) -> list[str]:
-    """Only the addresses that are the guest's; no router advertisements, redirects, answers for another's, or questions
-    whether that is free. Where its addresses are unknown it makes its own (RFC 4862), and they are not checked.
+    """Only the addresses that are the guest's; no router advertisements, redirects, questions who hears which group,
+    answers for another's address, or questions whether that is free. Where its addresses are unknown it makes its own
+    (RFC 4862), and they are not checked.
 
-    The target is 8 bytes into the header of both (RFC 4861, 4.3 and 4.4); nft 1.0.6 has no name for it.
+    No fragments of what only neighbours say (hop limit 255) or hear: the first may end before it says what it is, and
+    none of these messages is ever so long (RFC 6980, RFC 7113). The target is 8 bytes into the header of both (RFC
+    4861, 4.3 and 4.4); nft 1.0.6 has no name for it.
     """
     lines = [
         f"    ip6 daddr {{ {', '.join(METADATA6)} }} drop",
-        "    icmpv6 type { nd-router-advert, nd-redirect } drop",
-        "    udp sport 547 drop",
+        "    icmpv6 type { nd-router-advert, nd-redirect, mld-listener-query } drop",
+        "    ip6 hoplimit 255 exthdr frag exists drop",
+        "    ip6 daddr { fe80::/10, ff00::/8 } exthdr frag exists drop",
     ]
     if not (nic.address or nic.address6):
         return ["    ether type ip6 ip6 saddr { ::1, ff00::/8 } drop", *lines]
