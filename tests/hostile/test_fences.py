@@ -15,6 +15,7 @@ from cocoon.host import netlink, netns, nft
 from cocoon.network.addressing import inner_name, link_local_address
 from cocoon.network.rules import METADATA, METADATA6, TABLE, render_removal
 from network_scene import ARP, BROADCAST, IPV4, IPV6, VLAN, Guest
+from patience import LONG_S
 
 FORGED = 1000
 OTHER_MAC = "02:de:ad:be:ef:01"
@@ -249,6 +250,31 @@ def test_guests_of_an_isolated_network_do_not_reach_one_another(tmp_path: Path) 
         assert guest.receive(least=1, kind=b"\x08\x06"), "the gateway answers"
     finally:
         lan.close()
+
+
+def test_vms_on_a_bridge_of_the_hosts_reach_it_and_not_one_another(tmp_path: Path) -> None:
+    """Which addresses are whose is not known there: one could claim the other's, or the router's before it."""
+    network = scene.make_network(provider="bridge", subnet="", subnet6="")
+    netlink.make_bridge(network.bridge)
+    netlink.set_up(network.bridge)
+    world = scene.make_world(tmp_path)
+    guest, peer = (scene.Guest(world, network, "") for _ in range(2))
+    claim = scene.arp(guest.nic.mac, "10.77.0.1", "10.77.0.2", reply=True)
+    frame = scene.ethernet(guest.nic.mac, BROADCAST, ARP, claim)
+    try:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ARP)) as host:
+            host.bind((network.bridge, 0))
+            host.settimeout(LONG_S)
+            guest.send(frame)
+            assert host.recv(2000) == frame
+        assert peer.receive(kind=b"\x08\x06") == []
+        subprocess.run(["bridge", "link", "set", "dev", peer.nic.link, "isolated", "off"], check=True)
+        guest.send(frame)
+        assert peer.expect(frame), "the test can fail"
+    finally:
+        for one in (guest, peer):
+            one.close()
+        netlink.delete_link(network.bridge)
 
 
 def test_the_hosts_own_services_are_closed(lan: Lan) -> None:

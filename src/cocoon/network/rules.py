@@ -47,6 +47,7 @@ def render_probe() -> str:
   chain from {{
     type filter hook ingress device "lo" priority 0; policy drop;
     icmpv6 type nd-neighbor-advert @th,64,128 != 0x1 drop
+    exthdr frag exists drop
     fwd to "lo"
   }}
 }}
