@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from queue import SimpleQueue
 from types import FrameType, TracebackType
 
 from cocoon.cli.output import write_stderr
@@ -26,27 +27,30 @@ class ConsoleSize:
 
     def __init__(self, paths: Paths, vm: VMRecord) -> None:
         self._paths, self._vm = paths, vm
-        self._changed = threading.Event()
+        # Whether there is a size to tell, or it is over. Its put() alone may be interrupted by itself: a window that is
+        # dragged sends signals faster than a handler ends, and a second one within an Event's would wait for ever.
+        self._news: SimpleQueue[bool] = SimpleQueue()
         self._over = False
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
     def __enter__(self) -> ConsoleSize:
         signal.signal(signal.SIGWINCH, self._note)
-        self._changed.set()
+        self._news.put(True)
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         signal.signal(signal.SIGWINCH, signal.SIG_DFL)
         self._over = True
-        self._changed.set()
+        self._news.put(False)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._changed.set()
+        self._news.put(True)
 
     def _keep(self) -> None:
-        while self._changed.wait() and not self._over:
-            self._changed.clear()
+        while self._news.get() and not self._over:
+            if not self._news.empty():
+                continue  # The last one counts.
             try:
                 columns, rows = os.get_terminal_size(STDIN)
             except OSError:
