@@ -134,7 +134,7 @@ def test_an_old_qemu(config: Config, tmp_path: Path) -> None:
     fake.chmod(0o755)
     findings = by_name(diagnose(config.replace(qemu_binary=str(fake))))
     assert findings["qemu version"].status == FAIL
-    assert "7.2" in findings["qemu version"].detail
+    assert "7.2" in findings["qemu version"].detail and "COCOON_QEMU_BINARY" in findings["qemu version"].hint
 
 
 def test_low_space(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ import os
 import re
 
 from cocoon.config import Config
-from cocoon.errors import CocoonError, NotFound
+from cocoon.errors import CocoonError, NotFound, Unsupported
 from cocoon.host.command import find_program, run
 from cocoon.host.facts import find_reflink_refusal, gather_facts, landlock_abi
-from cocoon.model.host import HostFacts
+from cocoon.model.host import Capability, HostFacts
 from cocoon.paths import LIBEXEC_DIR
 from cocoon.units import GIB, render_size
 from cocoon.value import Value
@@ -100,19 +100,18 @@ def _hypervisors(facts: HostFacts) -> list[Finding]:
 
 
 def _too_old(facts: HostFacts) -> list[Finding]:
-    """VMMs of a version that no VM is started with; without QEMU much cannot run, without Firecracker it can."""
-    from cocoon.hypervisors.checks import parse_version
-    from cocoon.hypervisors.firecracker.backend import OLDEST_VERSION as OLDEST_FIRECRACKER
-    from cocoon.hypervisors.qemu.backend import OLDEST_VERSION as OLDEST_QEMU
+    """VMMs that are there and start no VM; without one that has firmware much cannot run, without others it can."""
+    from cocoon.hypervisors.discovery import backend_names, load
 
     findings = []
-    for name, title, oldest, status in (
-        ("qemu", "QEMU", OLDEST_QEMU, FAIL), ("firecracker", "Firecracker", OLDEST_FIRECRACKER, WARN),
-    ):  # fmt: skip
-        binary = facts.binaries[name]
-        if binary.path and parse_version(binary.version) < oldest:
-            detail = f"older than {oldest[0]}.{oldest[1]}"
-            findings.append(Finding(name=f"{name} version", status=status, detail=detail, hint=f"upgrade {title}"))
+    for name in backend_names() if facts.arch in ARCHS else ():
+        backend = load(name)
+        try:
+            if facts.binaries[name].path:
+                backend.check_host(facts)
+        except Unsupported as refusal:
+            status = FAIL if Capability.FIRMWARE_BOOT in backend.capabilities else WARN
+            findings.append(Finding(name=f"{name} version", status=status, detail=refusal.message, hint=refusal.hint))
     return findings
 
 
