@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cocoon.errors import ConnectionFailed, InvalidState, NotFound
 from cocoon.hypervisors.firecracker.launch import API_SOCKET
+from cocoon.model.capsule import Bind
 from cocoon.plan.launch import CAPSULE_RUN_DIR, find_processes, quote, raise_ended
 from cocoon.plan.step import Step
 from cocoon.value import Value
@@ -17,18 +18,11 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT_S = 30.0
 
 
-class HostName(Value):
-    """A file of the capsule's, and what it is called on the host."""
-
-    inner: str
-    host: str
-
-
 class AskFirecracker(Step):
     """One request with its body, to the VMM of `vm_id`, whose uid is `uid`. It answers within `timeout_s`; its
     answer is not kept.
 
-    `names` tell which files of the host the body names, for somebody who asks by hand a VMM without a capsule.
+    `binds` are the files of the host that the body names, for somebody who asks by hand a VMM without a capsule.
     """
 
     step: ClassVar[str] = "ask"
@@ -37,14 +31,14 @@ class AskFirecracker(Step):
     method: str
     path: str
     body: dict[str, object]
-    names: tuple[HostName, ...] = ()
+    binds: tuple[Bind, ...] = ()
     timeout_s: float = REQUEST_TIMEOUT_S
 
     def describe(self) -> tuple[str, ...]:
         """A line of curl."""
         import json
 
-        host = {name.inner: name.host for name in self.names}
+        host = {bind.inner: bind.host for bind in self.binds}
         body = {key: host.get(value, value) if isinstance(value, str) else value for key, value in self.body.items()}
         # Only where a value begins so: a path of the host may hold the same names.
         text = quote(json.dumps(body)).replace(f'"{CAPSULE_RUN_DIR}/', '"\'"$RUN"\'/')

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from cocoon.errors import Unsupported
 from cocoon.hypervisors.checks import check_binary, check_platform
-from cocoon.hypervisors.firecracker.api import AskFirecracker, HostName
+from cocoon.hypervisors.firecracker.api import AskFirecracker
 from cocoon.hypervisors.firecracker.launch import (
     API_SOCKET,
     CMDLINE_RESERVE_BYTES,
@@ -111,9 +111,9 @@ class Firecracker:
 
 def _ask(vm: VMRecord, request: Request, capsule: CapsuleSpec | None = None) -> AskFirecracker:
     binds = capsule.binds if capsule is not None else ()
-    names = tuple(HostName(inner=bind.inner, host=bind.host) for bind in binds if bind.inner in request.body.values())
+    named = tuple(bind for bind in binds if bind.inner in request.body.values())
     return AskFirecracker(
-        vm_id=vm.id, uid=vm.uid, method=request.method, path=request.path, body=request.body, names=names
+        vm_id=vm.id, uid=vm.uid, method=request.method, path=request.path, body=request.body, binds=named
     )
 
 
