@@ -137,6 +137,14 @@ def test_an_old_qemu(config: Config, tmp_path: Path) -> None:
     assert "7.2" in findings["qemu version"].detail and "COCOON_QEMU_BINARY" in findings["qemu version"].hint
 
 
+def test_an_old_firecracker_is_no_failure(config: Config, tmp_path: Path) -> None:
+    fake = tmp_path / "firecracker"
+    fake.write_text("#!/bin/sh\necho 'Firecracker v1.11.0'\n")
+    fake.chmod(0o755)
+    found = by_name(diagnose(config.replace(firecracker_binary=str(fake))))["firecracker version"]
+    assert found.status == WARN and "older than 1.12" in found.detail
+
+
 def test_low_space(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "LOW_SPACE_BYTES", 1 << 62)
     assert by_name(diagnose(config))["space"].status == WARN
