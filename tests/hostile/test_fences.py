@@ -12,7 +12,9 @@ import pytest
 
 import network_scene as scene
 from cocoon.host import netlink, netns, nft
+from cocoon.model.vm import VMState
 from cocoon.network.addressing import inner_name, link_local_address
+from cocoon.network.closed_host import CLOSED_TABLE, EnsureClosedHost, closed_elements
 from cocoon.network.rules import METADATA, METADATA6, TABLE, render_removal
 from network_scene import ARP, BROADCAST, IPV4, IPV6, VLAN, Guest
 from patience import LONG_S
@@ -277,26 +279,55 @@ def test_vms_on_a_bridge_of_the_hosts_reach_it_and_not_one_another(tmp_path: Pat
         netlink.delete_link(network.bridge)
 
 
-def test_the_hosts_own_services_are_closed(lan: Lan) -> None:
-    guest = lan.guests[0]
-    gateway = netlink.find_link(lan.network.bridge)
-    assert gateway is not None
-    service = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    service.bind(("0.0.0.0", 0))
-    port = service.getsockname()[1]
+@pytest.fixture
+def service() -> Iterator[socket.socket]:
+    """Something of the host's that listens on all of its addresses."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("0.0.0.0", 0))
+        yield listener
 
-    def knock(patience_s: float) -> bool:
-        service.settimeout(patience_s)
-        packet = scene.ipv4(guest.nic.address, guest.nic.gateway, scene.udp(5, port, b"knock"))
-        guest.send(scene.ethernet(guest.nic.mac, gateway.mac, IPV4, packet))
-        try:
-            return service.recv(100) == b"knock"
-        except TimeoutError:
-            return False
 
+def is_let_in(guest: Guest, service: socket.socket, *, bridge: str, way: tuple[str, str], patience_s: float) -> bool:
+    """Whether the service hears of a packet that goes the way from the guest's address to the host's."""
+    host = netlink.find_link(bridge)
+    assert host is not None
+    service.settimeout(patience_s)
+    packet = scene.ipv4(*way, scene.udp(5, service.getsockname()[1], b"knock"))
+    guest.send(scene.ethernet(guest.nic.mac, host.mac, IPV4, packet))
     try:
-        assert not knock(scene.QUIET_S)
-        nft.load_rules(f"add element inet cocoon-{lan.network.bridge} may_reach_host {{ {guest.nic.address} }}\n")
-        assert knock(60), "the test can fail"
+        return service.recv(100) == b"knock"
+    except TimeoutError:
+        return False
+
+
+def test_the_hosts_own_services_are_closed(lan: Lan, service: socket.socket) -> None:
+    guest, bridge = lan.guests[0], lan.network.bridge
+    way = (guest.nic.address, guest.nic.gateway)
+    assert not is_let_in(guest, service, bridge=bridge, way=way, patience_s=scene.QUIET_S)
+    nft.load_rules(f"add element inet cocoon-{bridge} may_reach_host {{ {guest.nic.address} }}\n")
+    assert is_let_in(guest, service, bridge=bridge, way=way, patience_s=60), "the test can fail"
+
+
+def test_they_are_closed_on_networks_of_others(tmp_path: Path, service: socket.socket) -> None:
+    """Also after somebody has flushed the host's ruleset, and as long as the VM runs."""
+    network = scene.make_network(provider="bridge", subnet="", subnet6="")
+    bridge, way = network.bridge, ("10.77.0.2", "10.77.0.1")
+    netlink.make_bridge(bridge)
+    netlink.set_up(bridge)
+    subprocess.run(["ip", "address", "add", "10.77.0.1/24", "dev", bridge], check=True)
+    world = scene.make_world(tmp_path)
+    guest = scene.Guest(world, network, "")
+    with world.store.write() as transaction:
+        transaction.put_vm(guest.vm.replace(state=VMState.RUNNING))
+    try:
+        assert not is_let_in(guest, service, bridge=bridge, way=way, patience_s=scene.QUIET_S)
+        nft.load_rules("flush ruleset\n")
+        assert is_let_in(guest, service, bridge=bridge, way=way, patience_s=60), "the test can fail"
+        EnsureClosedHost().apply(world)
+        assert not is_let_in(guest, service, bridge=bridge, way=way, patience_s=scene.QUIET_S)
+        assert closed_elements(guest.vm.replace(spec=guest.vm.spec.replace(allow_host=True))) == ()
     finally:
-        service.close()
+        guest.close()
+        netlink.delete_link(bridge)
+    rules = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
+    assert CLOSED_TABLE in rules and guest.nic.mac not in rules

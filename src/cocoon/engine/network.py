@@ -211,8 +211,6 @@ def check_publishable(spec: VMSpec, networks: Iterable[Network]) -> None:
     networks = tuple(networks)
     if any(network.provider == "nat" for network in networks):
         return
-    if spec.allow_host:
-        raise Unsupported("--allow-host is for the engine's own networks", hint="leave it out")
     if spec.ports and "portMappings" not in networks[0].config:
         raise Unsupported(
             f"network {networks[0].name} publishes no ports",

@@ -60,9 +60,9 @@ def check_spec(spec: VMSpec) -> None:
         )
     for network in spec.networks:
         parse_name(network, "network")
-    if spec.bridge and (spec.networks or spec.ports or spec.allow_host):
+    if spec.bridge and (spec.networks or spec.ports):
         raise InvalidSpec(
-            "--bridge goes with none of --network, --publish and --allow-host",
+            "--bridge goes with neither --network nor --publish",
             hint="a VM on a bridge of the host's has an address of that LAN",
         )
     if spec.queue_size and spec.queue_size not in QUEUE_SIZES:

@@ -70,6 +70,14 @@ class Reader:
         )
         return [decode(VMRecord, str(row[0]), "a VM's record") for row in rows]
 
+    def running_on_networks_of_others(self) -> list[VMRecord]:
+        """The VMs in state RUNNING with an interface that is on none of the engine's own networks."""
+        rows = self._rows(
+            "SELECT body FROM vm WHERE state = 'running'"
+            " AND EXISTS (SELECT 1 FROM json_each(body, '$.nics') WHERE json_extract(value, '$.provider') != 'nat')"
+        )
+        return [decode(VMRecord, str(row[0]), "a VM's record") for row in rows]
+
     def vms_to_remove(self) -> list[VMRecord]:
         """VMs that were made to be removed when they end, and may have ended: `running`, `stopped` or `error`."""
         rows = self._rows(
