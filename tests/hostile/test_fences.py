@@ -13,8 +13,9 @@ import pytest
 import network_scene as scene
 from cocoon.host import netlink, netns, nft
 from cocoon.model.vm import VMState
+from cocoon.network import closed_host
 from cocoon.network.addressing import inner_name, link_local_address
-from cocoon.network.closed_host import CLOSED_TABLE, EnsureClosedHost, closed_elements
+from cocoon.network.publish import Element
 from cocoon.network.rules import METADATA, METADATA6, TABLE, render_removal
 from network_scene import ARP, BROADCAST, IPV4, IPV6, VLAN, Guest
 from patience import LONG_S
@@ -323,11 +324,13 @@ def test_they_are_closed_on_networks_of_others(tmp_path: Path, service: socket.s
         assert not is_let_in(guest, service, bridge=bridge, way=way, patience_s=scene.QUIET_S)
         nft.load_rules("flush ruleset\n")
         assert is_let_in(guest, service, bridge=bridge, way=way, patience_s=60), "the test can fail"
-        EnsureClosedHost().apply(world)
+        closed_host.CloseHost(elements=(Element(name=closed_host.GUESTS, key=OTHER_MAC),)).apply(world)
         assert not is_let_in(guest, service, bridge=bridge, way=way, patience_s=scene.QUIET_S)
-        assert closed_elements(guest.vm.replace(spec=guest.vm.spec.replace(allow_host=True))) == ()
+        assert closed_host.closed_elements(guest.vm.replace(spec=guest.vm.spec.replace(allow_host=True))) == ()
     finally:
         guest.close()
         netlink.delete_link(bridge)
     rules = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
-    assert CLOSED_TABLE in rules and guest.nic.mac not in rules
+    assert closed_host.TABLE in rules and guest.nic.mac not in rules
+    closed_host.ForgetGuest(elements=(Element(name=closed_host.GUESTS, key=OTHER_MAC),)).apply(world)
+    assert not nft.read_inet_table(closed_host.TABLE), "it goes with the last"

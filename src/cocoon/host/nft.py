@@ -18,8 +18,9 @@ TIMEOUT_S = 60.0
 
 NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES = 12, 10
 NFPROTO_INET, NFPROTO_NETDEV = 1, 5
-NFT_MSG_GETTABLE, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE = 1, 4, 7
-OF_TABLE = 1  # The table's name: the same number in attributes of tables, chains and rules.
+NFT_MSG_GETTABLE, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_GETSETELEM = 1, 4, 7, 13
+OF_TABLE = 1  # The table's name: the same number in attributes of tables, chains, rules and elements.
+OF_SET, ELEMENTS = 2, 3
 
 
 def load_rules(text: str, *, only_check: bool = False) -> None:
@@ -62,11 +63,17 @@ def read_inet_table(name: str) -> str:
     return digest.hexdigest()
 
 
-def _list(message: int, family: int, table: str) -> list[bytes]:
-    """The attributes of each table, chain or rule of `table`."""
+def has_elements(table: str, name: str) -> bool:
+    """Whether the set `name` of an inet table here holds anything. Raises HostFault, also when there is no such set."""
+    answers = _list(NFT_MSG_GETSETELEM, NFPROTO_INET, table, added=text_attribute(OF_SET, name))
+    return any(parse_attributes(answer).get(ELEMENTS) for answer in answers)
+
+
+def _list(message: int, family: int, table: str, *, added: bytes = b"") -> list[bytes]:
+    """The attributes of each table, chain or rule of `table`, or of what else is asked for with `added`."""
     header = struct.pack("=BBH", family, 0, 0)  # struct nfgenmsg; in an answer its end is a count of all changes.
     answers = exchange(
-        NFNL_SUBSYS_NFTABLES << 8 | message, header + text_attribute(OF_TABLE, table), flags=NLM_F_DUMP,
+        NFNL_SUBSYS_NFTABLES << 8 | message, header + text_attribute(OF_TABLE, table) + added, flags=NLM_F_DUMP,
         what="packet filter", protocol=NETLINK_NETFILTER,
     )  # fmt: skip
     wanted = table.encode() + b"\0"

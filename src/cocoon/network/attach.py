@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from cocoon.model.network import Network
 from cocoon.model.vm import VMRecord, VMState
-from cocoon.network.closed_host import CLOSED_TABLE, EnsureClosedHost, closed_elements
+from cocoon.network.closed_host import CloseHost, ForgetGuest, closed_elements
 from cocoon.network.provider import load_provider
 from cocoon.network.publish import elements_of, published_nic
 from cocoon.network.rules import render_fences, table_name
@@ -49,7 +49,7 @@ def plan_network(vm: VMRecord, networks: Mapping[str, Network]) -> tuple[Step, .
     steps += [MakeTap(netns=nic.netns, name=nic.tap, uid=vm.uid, mtu=nic.mtu, queues=nic.queues) for nic in vm.nics]
     steps.append(LoadFences(netns=vm.nics[0].netns, rules=render_fences(vm.nics)))
     if closed_elements(vm):
-        steps += [EnsureClosedHost(), OpenGates(table=CLOSED_TABLE, elements=closed_elements(vm))]
+        steps.append(CloseHost(elements=closed_elements(vm)))
     gate, elements = published_nic(vm), elements_of(vm)
     if gate is not None and elements:
         steps.append(OpenGates(table=table_name(gate.bridge), elements=elements))
@@ -65,7 +65,7 @@ def plan_network_end(vm: VMRecord) -> tuple[Step, ...]:
     if gate is not None and elements:
         steps.append(CloseGates(table=table_name(gate.bridge), elements=elements))
     if closed_elements(vm):
-        steps.append(CloseGates(table=CLOSED_TABLE, elements=closed_elements(vm)))
+        steps.append(ForgetGuest(elements=closed_elements(vm)))
     steps += [step for nic in vm.nics for step in load_provider(nic.provider).plan_detach(nic)]
     netns = vm.nics[0].netns
     if holds_something(vm):

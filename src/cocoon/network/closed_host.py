@@ -1,7 +1,8 @@
 """The host's own services are closed to guests on networks of others: CNI's, and bridges of the host's own.
 
 Their addresses may be unknown; but their MACs are not, and no other leaves a VM's namespace. So one table, for all
-engines of the host, holds the MACs of those that run and may not reach it. It stays when the last has gone, empty.
+engines of the host, holds the MACs of those that run and may not reach it. It comes with the first of them and goes
+with the last.
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ from typing import TYPE_CHECKING, ClassVar
 from cocoon.host import nft
 from cocoon.model.vm import VMRecord
 from cocoon.network.own_bridge import lock_table
-from cocoon.network.publish import Element, render_addition
+from cocoon.network.publish import Element, render_addition, render_deletion
+from cocoon.network.steps import close_gates
 from cocoon.plan.step import Step
 from cocoon.value import Value
 
 if TYPE_CHECKING:
     from cocoon.plan.world import World
 
-CLOSED_TABLE = "cocoon-guests"
+TABLE = "cocoon-guests"
+GUESTS = "guests"
 
 
 def render_closed_host() -> str:
     """The table. Open are ping, what a guest needs to find its neighbours, and the address and name services of the LAN
     that the host may be a server of. Answers to what the host has asked itself pass."""
-    return f"""table inet {CLOSED_TABLE} {{
+    return f"""table inet {TABLE} {{
   set guests {{ type ether_addr; }}
   chain input {{
     type filter hook input priority filter; policy accept;
@@ -44,27 +47,67 @@ def closed_elements(vm: VMRecord) -> tuple[Element, ...]:
     """What the table holds of this VM while it runs: the MACs of its interfaces on networks of others."""
     if vm.spec.allow_host:
         return ()
-    return tuple(Element(name="guests", key=nic.mac) for nic in vm.nics if nic.provider != "nat")
+    return tuple(Element(name=GUESTS, key=nic.mac) for nic in vm.nics if nic.provider != "nat")
 
 
-class EnsureClosedHost(Step):
-    """The table, where it is not there. It stays for other VMs."""
+class CloseHost(Step):
+    """What comes from a VM's interfaces on networks of others does not reach the host itself."""
 
-    step: ClassVar[str] = "closed-host"
+    step: ClassVar[str] = "close-host"
+    elements: tuple[Element, ...]
 
     def describe(self) -> tuple[str, ...]:
-        return (f"nft list table inet {CLOSED_TABLE} >/dev/null 2>&1 || nft -f - <<'END'\n{render_closed_host()}END",)
+        added = render_addition(TABLE, self.elements)
+        return (
+            f"nft list table inet {TABLE} >/dev/null 2>&1 || nft -f - <<'END'\n{render_closed_host()}END",
+            f"nft -f - <<'END'\n{added}END",
+        )
 
     def apply(self, world: World) -> Value | None:
-        """With the MACs of all that run: whoever flushes the host's ruleset takes it along. Raises HostFault."""
-        with lock_table(CLOSED_TABLE):
-            if nft.read_inet_table(CLOSED_TABLE):
-                return None
-            with world.store.read() as reader:
-                running = reader.running_on_networks_of_others()
-            elements = "".join(render_addition(CLOSED_TABLE, closed_elements(vm)) for vm in running)
-            nft.load_rules(render_closed_host() + elements)
+        """A table that is not there is made with all that run: whoever flushes the host's ruleset takes it along.
+
+        Raises HostFault.
+        """
+        with lock_table(TABLE):
+            table = "" if nft.read_inet_table(TABLE) else render_closed_host() + _elements_of_all(world)
+            nft.load_rules(table + render_addition(TABLE, self.elements))
         return None
 
     def undo(self, world: World) -> None:
-        """Nothing: other VMs may need it."""
+        """Takes them out again."""
+        _forget(self.elements)
+
+
+class ForgetGuest(Step):
+    """A VM that has ended needs no closed host any more."""
+
+    step: ClassVar[str] = "forget-guest"
+    elements: tuple[Element, ...]
+
+    def describe(self) -> tuple[str, ...]:
+        lines = "".join(render_deletion(TABLE, element) for element in self.elements)
+        return (f"nft -f - <<'END'\n{lines}END",)
+
+    def apply(self, world: World) -> Value | None:
+        """Raises HostFault. Absent is fine."""
+        _forget(self.elements)
+        return None
+
+    def undo(self, world: World) -> None:
+        """Nothing: a removal is finished, never undone."""
+
+
+def _elements_of_all(world: World) -> str:
+    with world.store.read() as reader:
+        running = reader.running_on_networks_of_others()
+    return "".join(render_addition(TABLE, closed_elements(vm)) for vm in running)
+
+
+def _forget(elements: tuple[Element, ...]) -> None:
+    close_gates(TABLE, elements)
+    with lock_table(TABLE) as held:
+        if not nft.read_inet_table(TABLE):
+            return
+        if not nft.has_elements(TABLE, GUESTS):
+            nft.load_rules(f"table inet {TABLE}\ndelete table inet {TABLE}\n")
+            held.remove()
