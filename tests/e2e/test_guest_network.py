@@ -84,6 +84,8 @@ def _exchange(cocoon: Cocoon, world: str) -> None:
                     f"{world_scene.WORLD}:{world_scene.PORT}/", f"[{world_scene.WORLD6}]:{world_scene.PORT}/",
                 )
             ),
+            "gateway=$(ip route | sed -n 's/^default via \\([0-9.]*\\) dev eth0 .*/\\1/p')",
+            "wget -q -T 60 -O - http://$gateway:8090/hostname",  # Its own, as others see it.
             f"nslookup {NAME} | grep -v :53; nslookup {NAME} {world_scene.WORLD6} | grep -v :53",
         ]
     )  # fmt: skip
@@ -119,7 +121,7 @@ def _check_client(client: dict, said: str) -> None:
     for key in ("peer4", "peer6", "second4", "second6", "world4", "world6"):
         assert f"ping-{key}\n" in said, said
     assert "ping-tenant" not in said, "guests of an isolated network do not reach one another"
-    assert said.count("peer\n") == 2, said
+    assert said.count("peer\n") == 2 and "\nclient\n" in said, said
     assert f"you are {world_scene.HOST}\n" in said and f"you are {world_scene.HOST6}\n" in said
     assert f"nameserver {world_scene.WORLD}\nnameserver {world_scene.WORLD6}\n" in said
     assert said.count(f"Address: {world_scene.WORLD}\n") >= 2 and said.count(f"Address: {world_scene.WORLD6}\n") >= 2, (

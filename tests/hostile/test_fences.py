@@ -189,6 +189,15 @@ def test_honest_frames_pass(lan: Lan) -> None:
         assert peer.expect(frame), f"honest frame {number} did not arrive"
 
 
+def test_what_a_guest_says_to_all_does_not_come_back(lan: Lan) -> None:
+    """Its port is a hairpin: for published ports, not for its own question whether its address is free."""
+    guest, peer, _ = lan.guests
+    frame = scene.ethernet(guest.nic.mac, BROADCAST, ARP, scene.arp(guest.nic.mac, guest.nic.address, peer.nic.address))
+    guest.send(frame)
+    assert peer.expect(frame)
+    assert frame not in guest.receive()
+
+
 def test_no_forged_frame_passes(lan: Lan) -> None:
     assert send_forged(lan) == 0
 

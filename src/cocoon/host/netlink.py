@@ -30,7 +30,7 @@ RTM_NEWADDR, RTM_GETROUTE, RTM_NEWNEIGH = 20, 26, 28
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO = 1, 3, 4, 10, 12
 IFLA_LINKINFO, IFLA_NET_NS_FD, IFLA_IFALIAS = 18, 28, 20
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
-IFLA_BRPORT_LEARNING, IFLA_BRPORT_UNICAST_FLOOD, IFLA_BRPORT_ISOLATED = 8, 9, 33
+IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING, IFLA_BRPORT_UNICAST_FLOOD, IFLA_BRPORT_ISOLATED = 4, 8, 9, 33
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_F_NODAD = 1, 2, 8, 0x02
 RTA_DST, RTA_OIF, RT_TABLE_MAIN = 1, 4, 254
 NDA_LLADDR, NUD_NOARP, NTF_MASTER = 2, 0x40, 0x04
@@ -105,9 +105,10 @@ def set_up(name: str, *, master: int = 0, mac: str = "", mtu: int = 0, alias: st
 
 def fence_port(index: int, *, isolated: bool, what: str) -> None:
     """A bridge port that learns nothing, is flooded with nothing that is meant for others, and that with `isolated`
-    exchanges frames with no other isolated port. Raises HostFault."""
+    exchanges frames with no other isolated port. Without, it is a hairpin: where the host has its bridges filtered
+    (br_netfilter) a guest that uses its own published port gets the frame back here. Raises HostFault."""
     inner = _byte(IFLA_BRPORT_LEARNING, 0) + _byte(IFLA_BRPORT_UNICAST_FLOOD, 0)
-    inner += _byte(IFLA_BRPORT_ISOLATED, int(isolated))
+    inner += _byte(IFLA_BRPORT_MODE, int(not isolated)) + _byte(IFLA_BRPORT_ISOLATED, int(isolated))
     message = _link_header(index=index, family=socket.AF_BRIDGE) + render_attribute(IFLA_PROTINFO | NLA_F_NESTED, inner)
     _request(RTM_SETLINK, message, flags=0, what=what)
 

@@ -131,13 +131,15 @@ def _hex(address: str) -> str:
 
 
 def _to_guest(nic: NIC) -> list[str]:
-    """Everything that is for it; but where a plugin has asked a DHCP server for its address, the answers go to whoever
-    asks that again in the guest's name, in its namespace."""
+    """Everything that is for it, and not what it has said to all itself, which a hairpin port sends back; but where a
+    plugin has asked a DHCP server for its address, the answers go to whoever asks that again in the guest's name, in
+    its namespace."""
     ours = nic.provider == "cni" and nic.address
     return [
         f"  chain to{nic.index} {{",
         f'    type filter hook ingress device "{inner_name(nic.index)}" priority 0; policy drop;',
         f"    ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 ether daddr != {nic.mac} drop",
+        f"    ether daddr & 01:00:00:00:00:00 != 00:00:00:00:00:00 ether saddr {nic.mac} drop",
         *(["    udp sport 67 udp dport 68 accept"] if ours else []),
         f'    fwd to "{nic.tap}"',
         "  }",
@@ -228,7 +230,8 @@ def _masquerade(network: Network) -> list[str]:
         rules.append(f'ip6 saddr {network.subnet6} oifname != "{bridge}" masquerade')
     return [
         *rules,
-        f'iifname "{bridge}" oifname "{bridge}" ct status dnat masquerade',
+        # Not by iifname: of a frame that a filtered bridge passes on by itself (br_netfilter) it is not known here.
+        f'ip saddr {network.subnet} oifname "{bridge}" ct status dnat masquerade',
         f'ip saddr 127.0.0.0/8 oifname "{bridge}" masquerade',
     ]
 

@@ -64,12 +64,12 @@ class AttachLink(Step):
 
     def describe(self) -> tuple[str, ...]:
         mtu = f" mtu {self.mtu}" if self.mtu else ""
-        isolated = "on" if self.isolated else "off"
+        isolated, hairpin = ("on", "off") if self.isolated else ("off", "on")
         return (
             f"ip link add {self.link}{mtu} type veth peer name {self.inner}{mtu} netns {self.netns}",
             f"sysctl -q net.ipv6.conf.{self.link}.disable_ipv6=1",
             f"ip link set {self.link} master {self.bridge} up",
-            f"ip link set {self.link} type bridge_slave learning off flood off isolated {isolated}",
+            f"ip link set {self.link} type bridge_slave learning off flood off isolated {isolated} hairpin {hairpin}",
             f"bridge fdb replace {self.mac} dev {self.link} master static",
             f"ip -n {self.netns} link set {self.inner} up",
         )
