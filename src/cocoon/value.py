@@ -12,10 +12,11 @@ missing key or a wrong type raises Corrupt. Field types may be: str, int, float,
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar, Union, get_args, get_origin
 
 from cocoon.errors import Corrupt
 from cocoon.units import printable
@@ -88,8 +89,15 @@ class Value(metaclass=_ValueMeta):
         return type(self)(**{**{field: getattr(self, field) for field in self._fields}, **changes})
 
 
+# What most fields are: asked for first, since a record has hundreds of them.
+_ATOMS: Final = {"str": str, "int": int, "bool": bool, "float": float}
+_PLAIN: Final = frozenset({*_ATOMS.values(), NoneType})
+
+
 def to_plain(value: object) -> Any:
     """`value` in JSON's types: a Value becomes an object with every field."""
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Value):
         return {field: to_plain(getattr(value, field)) for field in value._fields}
     if isinstance(value, Enum):
@@ -124,12 +132,20 @@ def from_plain(cls: type[V], plain: object) -> V:
 
 @cache
 def _hints(cls: type[Value]) -> dict[str, Any]:
-    hints = get_type_hints(cls)
+    """The type of each field: as `typing.get_type_hints` finds it, at half the cost, since all annotations are text."""
+    hints: dict[str, Any] = {}
+    for owner in reversed(cls.__mro__[:-1]):
+        known = vars(sys.modules[owner.__module__])
+        for field in vars(owner)["__slots__"]:
+            text = vars(owner)["_fields"][field]
+            hints[field] = _ATOMS.get(text) or eval(text, known)
     return {field: hints[field] for field in cls._fields}
 
 
 def _read(kind: Any, plain: object, where: str) -> Any:
     """`plain` as the annotated type `kind`."""
+    if type(plain) is kind:
+        return plain
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return _read_union(arguments, plain, where)
@@ -148,8 +164,6 @@ def _read(kind: Any, plain: object, where: str) -> Any:
             raise Corrupt(f"{where} is {printable(str(plain))}") from error
     if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
         return float(plain)
-    if isinstance(kind, type) and type(plain) is kind:
-        return plain
     raise Corrupt(f"{where} has the wrong type")
 
 

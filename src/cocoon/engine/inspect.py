@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cocoon.model.vm import VMRecord
@@ -41,4 +40,6 @@ def inspect_vm(world: World, vm: VMRecord) -> dict[str, object]:
 
 def render_time(seconds: float) -> str | None:
     """RFC 3339 in UTC with microseconds; None for never."""
+    from datetime import UTC, datetime
+
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z") if seconds else None

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from cocoon.errors import InvalidSpec, InvalidState, NotFound, Unsupported
 from cocoon.model.network import Network
 from cocoon.network.addressing import DEFAULT_NETWORK, bridge_name, choose_subnet, choose_subnet6
-from cocoon.network.conflist import find_conflist, read_conflists
 from cocoon.paths import DEFAULT_ROOT_DIR
 from cocoon.plan.execute import execute
 from cocoon.plan.plan import Plan, plan_from_plain
@@ -46,7 +45,7 @@ class NetworkMaker:
     """Makes rows of networks within a transaction; what the host's routes occupy was looked up before it."""
 
     def __init__(self, world: World) -> None:
-        import socket
+        import _socket
 
         from cocoon.host.netlink import routes
 
@@ -55,7 +54,7 @@ class NetworkMaker:
         self._first = 0 if self._is_main else int(self._store_id[:8], 16)
         self._wanted = world.config.subnet
         self._cni_dir = world.config.cni_conf_dir
-        self._taken = [route.destination for route in routes(socket.AF_INET) if not route.is_default]
+        self._taken = [route.destination for route in routes(_socket.AF_INET) if not route.is_default]
 
     def resolve(self, transaction: Transaction, name: str) -> Network:
         """The network of this name; the default one is made when it is not there. Raises NotFound, InvalidState."""
@@ -64,6 +63,8 @@ class NetworkMaker:
             return found
         if name == DEFAULT_NETWORK:
             return self.make(transaction, NetworkSpec(name=DEFAULT_NETWORK, subnet=self._wanted))
+        from cocoon.network.conflist import find_conflist, read_conflists
+
         if name == ANY_CNI:
             return describe_cni(find_conflist(self._cni_dir, ""))
         described, problems = read_conflists(self._cni_dir)

@@ -29,9 +29,12 @@ class UnpackKernel(Step):
 
     def apply(self, world: World) -> Value | None:
         """Raises Unsupported when nothing is to be unpacked, NotFound, Corrupt, HostFault."""
-        from cocoon.guest.vmlinux import ensure_vmlinux
+        import os
 
-        ensure_vmlinux(self.kernel_path)
+        if not os.path.isfile(vmlinux_path(self.kernel_path)):  # Once for each kernel: else not worth its import.
+            from cocoon.guest.vmlinux import ensure_vmlinux
+
+            ensure_vmlinux(self.kernel_path)
         return None
 
     def undo(self, world: World) -> None:

@@ -8,8 +8,8 @@ Source: Documentation/networking/ip-sysctl.rst.
 
 from __future__ import annotations
 
+import _socket
 import os
-import socket
 
 from cocoon.errors import HostFault
 from cocoon.host.netlink import links, routes
@@ -23,7 +23,7 @@ def forward_ipv4(bridge: str) -> None:
     Packets that the host itself sends to 127.0.0.1 may be passed on to the bridge, for published ports. Raises
     HostFault.
     """
-    uplinks = {_name_of(route.device) for route in routes(socket.AF_INET) if route.is_default and route.device}
+    uplinks = {_name_of(route.device) for route in routes(_socket.AF_INET) if route.is_default and route.device}
     for name in (bridge, *sorted(filter(None, uplinks))):
         _switch(f"ipv4/conf/{name}/forwarding", "1")
     _switch(f"ipv4/conf/{bridge}/route_localnet", "1")
@@ -32,7 +32,7 @@ def forward_ipv4(bridge: str) -> None:
 def forward_ipv6(bridge: str) -> None:
     """The same for IPv6; where the host has no default route by it, nothing is switched. Raises HostFault."""
     _switch(f"ipv6/conf/{bridge}/accept_ra", "0")
-    if not any(not route.destination for route in routes(socket.AF_INET6)):
+    if not any(not route.destination for route in routes(_socket.AF_INET6)):
         return
     if _read("ipv6/conf/all/forwarding") == "1":
         return
@@ -58,7 +58,7 @@ def speaks_ipv6(interface: str) -> bool:
 def _name_of(index: int) -> str:
     """The interface with this index, "" when it has gone."""
     try:
-        return socket.if_indextoname(index)
+        return _socket.if_indextoname(index)
     except OSError:
         return ""
 

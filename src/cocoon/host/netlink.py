@@ -6,11 +6,12 @@ checked by the kernel. Sources: rtnetlink(7), include/uapi/linux/{netlink,rtnetl
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
-import socket
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 
 from cocoon.errors import AlreadyExists, HostFault, NotFound
 from cocoon.units import printable
@@ -109,24 +110,25 @@ def fence_port(index: int, *, isolated: bool, what: str) -> None:
     (br_netfilter) a guest that uses its own published port gets the frame back here. Raises HostFault."""
     inner = _byte(IFLA_BRPORT_LEARNING, 0) + _byte(IFLA_BRPORT_UNICAST_FLOOD, 0)
     inner += _byte(IFLA_BRPORT_MODE, int(not isolated)) + _byte(IFLA_BRPORT_ISOLATED, int(isolated))
-    message = _link_header(index=index, family=socket.AF_BRIDGE) + render_attribute(IFLA_PROTINFO | NLA_F_NESTED, inner)
+    message = _link_header(index=index, family=_socket.AF_BRIDGE)
+    message += render_attribute(IFLA_PROTINFO | NLA_F_NESTED, inner)
     _request(RTM_SETLINK, message, flags=0, what=what)
 
 
 def add_forwarding_entry(index: int, mac: str, *, what: str) -> None:
     """The bridge sends frames for `mac` to this port of it, for good. Raises HostFault."""
-    header = struct.pack("=BxxxiHBB", socket.AF_BRIDGE, index, NUD_NOARP, NTF_MASTER, 0)
+    header = struct.pack("=BxxxiHBB", _socket.AF_BRIDGE, index, NUD_NOARP, NTF_MASTER, 0)
     message = header + render_attribute(NDA_LLADDR, _mac_bytes(mac))
     _request(RTM_NEWNEIGH, message, flags=NLM_F_CREATE | NLM_F_REPLACE, what=what)
 
 
 def add_address(index: int, address: str, prefix: int, *, what: str) -> None:
     """Gives the interface an IPv4 or IPv6 address; one that it has already is fine. Raises HostFault."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    packed = socket.inet_pton(family, address)
+    family = _socket.AF_INET6 if ":" in address else _socket.AF_INET
+    packed = _socket.inet_pton(family, address)
     message = struct.pack("=BBBBI", family, prefix, 0, 0, index)
     message += render_attribute(IFA_LOCAL, packed) + render_attribute(IFA_ADDRESS, packed)
-    if family == socket.AF_INET6:
+    if family == _socket.AF_INET6:
         message += _number(IFA_FLAGS, IFA_F_NODAD)  # It is ours by construction, and to be used at once.
     _request(RTM_NEWADDR, message, flags=NLM_F_CREATE | NLM_F_REPLACE, what=what)
 
@@ -150,7 +152,7 @@ def links() -> list[Link]:
 
 
 def routes(family: int) -> list[Route]:
-    """The routes of `family` (socket.AF_INET or AF_INET6) in the main table. Raises HostFault."""
+    """The routes of `family` (_socket.AF_INET or AF_INET6) in the main table. Raises HostFault."""
     message = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)
     found = []
     for answer in exchange(RTM_GETROUTE, message, flags=NLM_F_DUMP, what="routes"):
@@ -160,7 +162,7 @@ def routes(family: int) -> list[Route]:
         attributes = parse_attributes(answer[12:])
         destination = ""
         if RTA_DST in attributes:
-            destination = f"{socket.inet_ntop(family, attributes[RTA_DST])}/{length}"
+            destination = f"{_socket.inet_ntop(family, attributes[RTA_DST])}/{length}"
         device = int.from_bytes(attributes.get(RTA_OIF, b""), "little")
         found.append(Route(destination=destination, device=device))
     return found
@@ -169,7 +171,7 @@ def routes(family: int) -> list[Route]:
 # Messages
 
 
-def _link_header(*, index: int = 0, flags: int = 0, family: int = socket.AF_UNSPEC) -> bytes:
+def _link_header(*, index: int = 0, flags: int = 0, family: int = _socket.AF_UNSPEC) -> bytes:
     """A struct ifinfomsg; what is set in `flags` is all that changes."""
     return struct.pack("=BxHiII", family, 0, index, flags, flags)
 
@@ -246,12 +248,12 @@ def _request(kind: int, message: bytes, *, flags: int, what: str) -> None:
         pass
 
 
-def exchange(kind: int, message: bytes, *, flags: int, what: str, protocol: int = socket.NETLINK_ROUTE) -> list[bytes]:
+def exchange(kind: int, message: bytes, *, flags: int, what: str, protocol: int = _socket.NETLINK_ROUTE) -> list[bytes]:
     """The bodies of all answers to one request; `flags` holds NLM_F_ACK or NLM_F_DUMP.
 
     Raises NotFound, AlreadyExists, HostFault.
     """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as connection:
+    with closing(_socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)) as connection:
         connection.settimeout(TIMEOUT_S)
         connection.bind((0, 0))
         header = struct.pack("=IHHII", 16 + len(message), kind, flags | NLM_F_REQUEST, 1, 0)
@@ -262,7 +264,7 @@ def exchange(kind: int, message: bytes, *, flags: int, what: str, protocol: int 
             raise HostFault(f"{what}: {error.strerror or 'the kernel does not answer'}") from error
 
 
-def _answers(connection: socket.socket, what: str, *, dump: bool) -> Iterator[bytes]:
+def _answers(connection: _socket.socket, what: str, *, dump: bool) -> Iterator[bytes]:
     while True:
         data = connection.recv(RECEIVE_BYTES)
         while len(data) >= 16:

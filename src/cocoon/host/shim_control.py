@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from cocoon.errors import APIFailed, InvalidSpec, NotFound, Timeout
 from cocoon.units import printable
+
+if TYPE_CHECKING:
+    import socket
 
 REPLY_TIMEOUT_S = 20.0
 REPLY_LIMIT_BYTES = 4096
@@ -71,6 +74,8 @@ class Rescue:
 
 def connect_path(path: str, kind: int, *, timeout_s: float) -> socket.socket:
     """A connection to the Unix socket `path`, however long the path is. Raises NotFound, Timeout."""
+    import socket
+
     connection = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
     try:
         connection.settimeout(timeout_s)
@@ -90,7 +95,9 @@ def connect_path(path: str, kind: int, *, timeout_s: float) -> socket.socket:
 
 
 def _connect(run_dir: str) -> socket.socket:
-    return connect_path(f"{run_dir}/shim.sock", socket.SOCK_SEQPACKET, timeout_s=REPLY_TIMEOUT_S)
+    from _socket import SOCK_SEQPACKET
+
+    return connect_path(f"{run_dir}/shim.sock", SOCK_SEQPACKET, timeout_s=REPLY_TIMEOUT_S)
 
 
 def _ask(control: socket.socket, request: bytes, *, wanted: str = "") -> str:

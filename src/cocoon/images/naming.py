@@ -15,12 +15,12 @@ def known_name(reader: Reader, name: str) -> str:
     `#` in a URL says how to check it, and is no part of the name. It holds as long as `reader`'s transaction: whoever
     stores a name asks in the one that stores it.
     """
+    name = name.partition("#")[0] if "://" in name else name
+    if reader.is_image_name(name):
+        return name
     from cocoon.oci.reference import normal_name
 
-    name = name.partition("#")[0] if "://" in name else name
-    if reader.image_by_name(name) is not None:
-        return name
     normal = normal_name(name)
-    if not normal or reader.image_by_name(normal) is not None:
+    if not normal or reader.is_image_name(normal):
         return normal or name
     return next((other for other in reader.image_names() if normal_name(other) == normal), name)

@@ -10,8 +10,6 @@ import os
 from typing import TYPE_CHECKING, ClassVar
 
 from cocoon.host import files
-from cocoon.host.archive import directory_block
-from cocoon.images.erofs import Build, find_builder
 from cocoon.plan.step import Step
 from cocoon.units import GIB
 from cocoon.value import Value
@@ -52,7 +50,9 @@ class MakeVolume(Step):
 
     def apply(self, world: World) -> Value | None:
         """Raises NotFound (`host_path`), InvalidSpec (more than the limits), CommandFailed, HostFault (disk full)."""
+        from cocoon.host.archive import directory_block
         from cocoon.host.pack import Packer
+        from cocoon.images.erofs import Build, find_builder
 
         name = "" if os.path.isdir(self.host_path) else FILE_NAME
         packer = Packer(self.host_path, name, max_bytes=MAX_BYTES, max_entries=MAX_ENTRIES, follow=True)

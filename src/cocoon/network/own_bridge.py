@@ -11,9 +11,9 @@ when the bridge is made.
 
 from __future__ import annotations
 
+import _socket
 import hashlib
 import ipaddress
-import socket
 from typing import TYPE_CHECKING, ClassVar
 
 from cocoon.errors import AlreadyExists, CocoonError, InvalidState, NotFound
@@ -209,7 +209,7 @@ def _check_subnet(network: Network) -> None:
     """Raises InvalidState when another interface has the network's subnet, or a bridge a part of it."""
     ours = ipaddress.IPv4Network(network.subnet)
     names = {link.index: link for link in netlink.links()}
-    for route in netlink.routes(socket.AF_INET):
+    for route in netlink.routes(_socket.AF_INET):
         link = names.get(route.device)
         if route.is_default or link is None or link.name == network.bridge:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
+import _sqlite3
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ DEFAULT_KERNEL_KEY = "kernel.default"
 class Reader:
     """Looks things up. Made by `Store.read`, dead after its `with` block."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: _sqlite3.Connection) -> None:
         self._connection = connection
 
     # VMs
@@ -119,6 +119,10 @@ class Reader:
         """The image with exactly this name."""
         rows = self._rows(f"{_IMAGES} WHERE tag.name = ?", name)
         return _image(rows[0]) if rows else None
+
+    def is_image_name(self, name: str) -> bool:
+        """Whether an image has exactly this name."""
+        return bool(self._rows("SELECT 1 FROM tag WHERE name = ?", name))
 
     def images(self) -> list[Image]:
         """One for each name, by name; an image with two names comes twice."""

@@ -19,8 +19,8 @@ that a list shows in the order in which it shows it: `vm list` reads 1 MB of it 
 
 from __future__ import annotations
 
+import _sqlite3
 import os
-import sqlite3
 
 from cocoon.errors import Corrupt, Unsupported
 from cocoon.host.files import fsync_directory, remove_file
@@ -136,12 +136,12 @@ CREATE TABLE debt (
 MIGRATIONS: tuple[str, ...] = (_FIRST,)
 
 
-def version_of(connection: sqlite3.Connection) -> int:
+def version_of(connection: _sqlite3.Connection) -> int:
     """How many migrations the database has seen."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def check_version(connection: sqlite3.Connection, path: str) -> bool:
+def check_version(connection: _sqlite3.Connection, path: str) -> bool:
     """Whether the database is of this version; False when it is older and must be migrated.
 
     Raises Unsupported when it is newer, Corrupt when it is no store at all.
@@ -157,7 +157,7 @@ def check_version(connection: sqlite3.Connection, path: str) -> bool:
     return found == len(MIGRATIONS)
 
 
-def migrate(connection: sqlite3.Connection) -> None:
+def migrate(connection: _sqlite3.Connection) -> None:
     """Brings the database to this version, one transaction per migration. The caller holds the writers' lock."""
     for number in range(version_of(connection), len(MIGRATIONS)):
         connection.execute("BEGIN IMMEDIATE")
@@ -172,7 +172,7 @@ def migrate(connection: sqlite3.Connection) -> None:
             raise
 
 
-def back_up(connection: sqlite3.Connection, path: str) -> str:
+def back_up(connection: _sqlite3.Connection, path: str) -> str:
     """A complete copy of the database beside it, `state.db.v<version>.backup`, 0600; returns its path.
 
     One of the same version that is there already is replaced: it stems from an attempt that failed.

@@ -10,8 +10,8 @@ closing the last one moves the log into the database.
 
 from __future__ import annotations
 
+import _sqlite3
 import os
-import sqlite3
 import time
 from _thread import allocate_lock
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ class Store:
         self.paths = paths
         self.id = store_id
         self.mirror_problems: list[str] = []
-        self._kept: sqlite3.Connection | None = None
+        self._kept: _sqlite3.Connection | None = None
         self._kept_inode = 0
         self._lent = allocate_lock()
 
@@ -133,12 +133,12 @@ class Store:
     def __del__(self) -> None:
         self.close()
 
-    def _keep(self, connection: sqlite3.Connection) -> None:
+    def _keep(self, connection: _sqlite3.Connection) -> None:
         self.close()
         self._kept, self._kept_inode = connection, os.stat(self.paths.database).st_ino
 
     @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _connection(self) -> Iterator[_sqlite3.Connection]:
         """The kept connection, or when it is lent a new one; SQLite's errors become ours."""
         with _translating(self.paths.database):
             if self._lent.acquire(blocking=False):
@@ -161,7 +161,7 @@ class Store:
         except CocoonError as error:
             self.mirror_problems.append(error.message)
 
-    def _current(self) -> sqlite3.Connection:
+    def _current(self) -> _sqlite3.Connection:
         """The kept connection, opened anew when somebody has put another database in the place of ours."""
         try:
             inode = os.stat(self.paths.database).st_ino
@@ -172,7 +172,7 @@ class Store:
         assert self._kept is not None
         return self._kept
 
-    def _check(self, connection: sqlite3.Connection) -> None:
+    def _check(self, connection: _sqlite3.Connection) -> None:
         """The database is still the one that was opened: nobody has replaced or migrated it meanwhile."""
         if not schema.check_version(connection, self.paths.database):
             raise Corrupt(f"the store {self.paths.database} was replaced by an older one", hint="try again")
@@ -192,19 +192,19 @@ class Store:
 def _translating(path: str) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except _sqlite3.Error as error:
         raise _translated(error, path) from error
 
 
-def _end_transaction(connection: sqlite3.Connection) -> None:
+def _end_transaction(connection: _sqlite3.Connection) -> None:
     if connection.in_transaction:
         connection.execute("ROLLBACK")
 
 
-def _open_connection(path: str) -> sqlite3.Connection:
+def _open_connection(path: str) -> _sqlite3.Connection:
     # Of a path, these alone mean something in such a URI (sqlite.org/uri.html); urllib.parse costs 3 ms to import.
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    connection = sqlite3.connect(
+    connection = _sqlite3.connect(
         f"file:{quoted}?mode=rw",
         uri=True,
         timeout=BUSY_TIMEOUT_S,
@@ -216,7 +216,7 @@ def _open_connection(path: str) -> sqlite3.Connection:
     return connection
 
 
-def _translated(error: sqlite3.Error, path: str) -> CocoonError:
+def _translated(error: _sqlite3.Error, path: str) -> CocoonError:
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return Timeout(f"the store {path} is busy", hint="try again; another program has it open")
@@ -229,7 +229,7 @@ def _translated(error: sqlite3.Error, path: str) -> CocoonError:
     return Corrupt(f"the store {path}: {error}", hint=REPAIR_HINT)
 
 
-def _store_id(connection: sqlite3.Connection, paths: Paths) -> str:
+def _store_id(connection: _sqlite3.Connection, paths: Paths) -> str:
     rows = connection.execute("SELECT id FROM store").fetchall()
     if len(rows) != 1:
         raise Corrupt(f"the store {paths.database} has {len(rows)} ids", hint=REPAIR_HINT)
@@ -261,13 +261,13 @@ def _create(paths: Paths) -> None:
                     connection.execute("PRAGMA journal_mode = WAL")
             finally:
                 connection.close()
-        except sqlite3.Error as error:
+        except _sqlite3.Error as error:
             raise _translated(error, fresh) from error
         os.rename(fresh, paths.database)
         fsync_directory(paths.root_dir)
 
 
-def _migrate(connection: sqlite3.Connection, paths: Paths) -> None:
+def _migrate(connection: _sqlite3.Connection, paths: Paths) -> None:
     """Brings an older database to this version, with a backup beside it."""
     with lock(paths.database_lock, WRITERS_TIMEOUT_S, what="the store"):
         if schema.check_version(connection, paths.database):

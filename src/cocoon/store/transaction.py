@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
+import _sqlite3
 import time
 
 from cocoon.errors import AlreadyExists, InvalidState, NotFound
@@ -26,7 +26,7 @@ class Transaction(Reader):
     `touched` holds the VM records that were put, for the mirrors.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: _sqlite3.Connection) -> None:
         super().__init__(connection)
         self.touched: dict[str, VMRecord] = {}
 
@@ -49,7 +49,7 @@ class Transaction(Reader):
             )
             self._put_nics(stored)
             self._put_ports(stored)
-        except sqlite3.IntegrityError as error:
+        except _sqlite3.IntegrityError as error:
             raise _taken(stored, str(error)) from error
         self.touched[stored.id] = stored
         return stored
@@ -165,7 +165,7 @@ class Transaction(Reader):
         query += " DO UPDATE SET name = excluded.name, created_at = excluded.created_at, body = excluded.body"
         try:
             self._execute(query, kernel.id, kernel.name, kernel.release, kernel.created_at, encode(kernel))
-        except sqlite3.IntegrityError as error:
+        except _sqlite3.IntegrityError as error:
             hint = f"give another --name, or remove it: cocoon kernel rm {kernel.name}"
             raise AlreadyExists(f"kernel name {printable(kernel.name)} is taken", hint=hint) from error
         if self.default_kernel() is None:
@@ -194,7 +194,7 @@ class Transaction(Reader):
         query = "INSERT INTO network (name, provider, subnet, created_at, body) VALUES (?, ?, ?, ?, ?)"
         try:
             self._execute(query, network.name, network.provider, network.subnet, network.created_at, encode(network))
-        except sqlite3.IntegrityError as error:
+        except _sqlite3.IntegrityError as error:
             hint = f"give another name, or remove it: cocoon network rm {network.name}"
             raise AlreadyExists(f"network {printable(network.name)} exists already", hint=hint) from error
 
