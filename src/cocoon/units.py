@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from _codecs import unicode_escape_encode
 
 from cocoon.errors import InvalidSpec
 
@@ -82,4 +83,4 @@ def render_size(size_bytes: int) -> str:
 def printable(text: str, limit: int = 80) -> str:
     """`text` in quotes, control characters and escapes made visible, cut after `limit` characters."""
     shown = text if len(text) <= limit else text[:limit] + "..."
-    return "'" + shown.encode("unicode_escape").decode("ascii").replace("'", "\\'") + "'"
+    return "'" + unicode_escape_encode(shown)[0].decode("ascii").replace("'", "\\'") + "'"

@@ -37,16 +37,21 @@ class _ValueMeta(type):
     _defaults: dict[str, Any]
 
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _ValueMeta:
-        own = dict(namespace.get("__annotations__", {}))
-        own = {field: kind for field, kind in own.items() if not str(kind).startswith("ClassVar")}
         fields: dict[str, str] = {}
         defaults: dict[str, Any] = {}
         for parent in bases:
             fields.update(getattr(parent, "_fields", {}))
             defaults.update(getattr(parent, "_defaults", {}))
-        defaults.update({field: namespace.pop(field) for field in own if field in namespace})
-        namespace["__slots__"] = tuple(own)
-        namespace["_fields"] = {**fields, **own}
+        slots = []
+        for field, kind in namespace.get("__annotations__", {}).items():
+            if kind.startswith("ClassVar"):
+                continue
+            slots.append(field)
+            fields[field] = kind
+            if field in namespace:
+                defaults[field] = namespace.pop(field)
+        namespace["__slots__"] = tuple(slots)
+        namespace["_fields"] = fields
         namespace["_defaults"] = defaults
         return super().__new__(mcs, name, bases, namespace)
 
@@ -59,15 +64,17 @@ class Value(metaclass=_ValueMeta):
     _defaults: ClassVar[dict[str, Any]]
 
     def __init__(self, **given: Any) -> None:
-        for field in self._fields:
-            if field in given:
-                object.__setattr__(self, field, given.pop(field))
-            elif field in self._defaults:
-                object.__setattr__(self, field, self._defaults[field])
-            else:
-                raise TypeError(f"{type(self).__name__} needs {field}")
-        if given:
-            raise TypeError(f"{type(self).__name__} has no {', '.join(given)}")
+        if given.keys() != self._fields.keys():
+            given = {**self._defaults, **given}
+            for field in self._fields:
+                if field not in given:
+                    raise TypeError(f"{type(self).__name__} needs {field}")
+            unknown = [field for field in given if field not in self._fields]
+            if unknown:
+                raise TypeError(f"{type(self).__name__} has no {', '.join(unknown)}")
+        put = object.__setattr__
+        for field, value in given.items():
+            put(self, field, value)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen")

@@ -108,13 +108,13 @@ def ensure_image(context: Context, spec: VMSpec) -> None:
 
     Nothing is pulled for a VM that the hypervisor it names could not run anyway: raises Unsupported, InvalidSpec.
     """
-    from cocoon.cli.progress import show_progress
-    from cocoon.host.facts import gather_facts
-    from cocoon.hypervisors.discovery import check_named
-
     reference = spec.image
     world = context.engine().world()
     if verbs.require_image(world, reference) is None:
+        from cocoon.cli.progress import show_progress
+        from cocoon.host.facts import gather_facts
+        from cocoon.hypervisors.discovery import check_named
+
         verbs.check_reference(reference)  # What cannot be pulled is not announced.
         check_named(spec, gather_facts(context.config))
         say(f"image {reference} is not here: pulling it")

@@ -10,7 +10,6 @@ from cocoon.guest.bootconfig import CONFIG_SERIAL, GuestData
 from cocoon.guest.cmdline import COW_SERIAL, disk_device, layer_serial
 from cocoon.guest.mounts import in_mount_order
 from cocoon.hypervisors.capsule_names import base_name
-from cocoon.images.volume import MakeVolume
 from cocoon.model.host import Capability, HostFacts
 from cocoon.model.vm import DataDisk, Disk, DiskRole, FirmwareBoot, VMRecord
 from cocoon.plan.disks import CopyFile, MakeOverlay
@@ -103,6 +102,8 @@ def plan_disk_steps(request: Request, vm: VMRecord, paths: Paths, *, boot_config
             step = MakeSparseDisk(path=disk.path, size_bytes=sizes[disk.serial], uid=vm.uid, file_system=disk.fstype)
             steps.append(step)
         elif disk.role is DiskRole.VOLUME:
+            from cocoon.images.volume import MakeVolume
+
             steps.append(MakeVolume(path=disk.path, host_path=sources[disk.mount], identity=f"{vm.id}/{disk.serial}"))
     return tuple(steps)
 

@@ -10,7 +10,6 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from cocoon.engine.image_users import check_unused, files_of, find_users
 from cocoon.errors import Ambiguous, HostFault, InvalidSpec, NotFound
 from cocoon.images.naming import known_name
 from cocoon.model.image import Image, ImageConfig
@@ -271,6 +270,8 @@ def inspect_image(world: World, ref: str) -> dict[str, object]:
     merged into."""
     import json
 
+    from cocoon.engine.image_users import find_users
+
     with world.store.read() as reader:
         image = find_image_in(reader, ref)
         names = [other.name for other in reader.images() if other.id == image.id]
@@ -292,6 +293,7 @@ def remove_image(world: World, ref: str, *, force: bool = False) -> Image:
     as long as those.
     An id that has several names needs `force`, which takes all of them. Raises NotFound, Ambiguous, InvalidState.
     """
+    from cocoon.engine.image_users import check_unused, files_of
     from cocoon.images import blobs
 
     sweep(world)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cocoon.errors import HostFault, InvalidState, NotFound
 from cocoon.host import files
+from cocoon.host.digest import sha256
 from cocoon.model.kernel import Kernel
 from cocoon.model.vm import DirectBoot
 from cocoon.paths import LIBEXEC_DIR
@@ -40,8 +41,6 @@ def read_init() -> bytes:
 
 def initrd_path(directory: str, init: bytes) -> str:
     """Where the initramfs with this guest program is, of the kernel in `directory`."""
-    from hashlib import sha256
-
     return f"{directory}/initrd-{sha256(init).hexdigest()[:DIGEST_LENGTH]}"
 
 

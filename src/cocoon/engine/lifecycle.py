@@ -16,7 +16,6 @@ from cocoon.engine.exit_status import ForgetExitStatus, NoteExitStatus, config_d
 from cocoon.engine.initrd import refresh_boot
 from cocoon.engine.network import check_ports_free, networks_of
 from cocoon.engine.reconcile import is_running, reconcile_vm
-from cocoon.engine.stopping import END_GRACE_S, AskGuest, EndVMM
 from cocoon.errors import CocoonError, Interrupted, InvalidState
 from cocoon.host.facts import gather_facts
 from cocoon.host.files import make_directory, remove_tree
@@ -188,6 +187,8 @@ def sweep(world: World) -> list[str]:
 
 def plan_end_steps(vm: VMRecord, *, timeout_s: float) -> tuple[Step, ...]:
     """From running to nothing left of the VMM; with `timeout_s` 0 the guest is not asked."""
+    from cocoon.engine.stopping import END_GRACE_S, AskGuest, EndVMM
+
     steps: list[Step] = []
     if vm.processes is not None:
         if timeout_s > 0:

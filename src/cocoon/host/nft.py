@@ -7,11 +7,11 @@ Sources: nft(8), include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 
 from cocoon.errors import AlreadyExists, CommandFailed, HostFault, NotFound
 from cocoon.host.command import find_program, run
+from cocoon.host.digest import sha256
 from cocoon.host.netlink import NLM_F_DUMP, exchange, parse_attributes, text_attribute
 
 TIMEOUT_S = 60.0
@@ -57,7 +57,7 @@ def read_inet_table(name: str) -> str:
     chains = _list(NFT_MSG_GETCHAIN, NFPROTO_INET, name)
     if not chains:
         return ""
-    digest = hashlib.sha256()
+    digest = sha256()
     for answer in (*chains, *_list(NFT_MSG_GETRULE, NFPROTO_INET, name)):
         digest.update(struct.pack("=I", len(answer)) + answer)
     return digest.hexdigest()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import select
+from functools import cache
 from typing import TYPE_CHECKING
 
 from cocoon.errors import HostFault, NotFound, Timeout
@@ -24,8 +25,13 @@ def boot_id() -> str:
     pretended = os.environ.get("COCOON_TEST_BOOT_ID")
     if pretended:
         return pretended
-    with open(BOOT_ID_FILE, encoding="ascii") as file:
-        return file.read().strip()
+    return _kernels_boot_id()
+
+
+@cache
+def _kernels_boot_id() -> str:
+    with open(BOOT_ID_FILE, "rb") as file:
+        return file.read().decode("ascii").strip()
 
 
 def start_ticks(pid: int) -> int | None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
+from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from cocoon.errors import InvalidSpec, InvalidState
+from cocoon.host.digest import sha256
 from cocoon.model.network import Network
 from cocoon.model.vm import NIC
 from cocoon.units import parse_subnet, render_address
+
+if TYPE_CHECKING:
+    import ipaddress
 
 DEFAULT_NETWORK = "default"
 DEFAULT_BRIDGE = "cocoon0"
@@ -45,12 +49,12 @@ def bridge_name(network: str, *, store_id: str, is_main: bool) -> str:
     other stores never share one."""
     if network == DEFAULT_NETWORK and is_main:
         return DEFAULT_BRIDGE
-    return f"cn{hashlib.sha256(f'{store_id}/{network}'.encode()).hexdigest()[:12]}"
+    return f"cn{sha256(f'{store_id}/{network}'.encode()).hexdigest()[:12]}"
 
 
 def mac_address(owner: str, index: int) -> str:
     """A locally administered unicast address that is the same for the life of its owner, a VM or a bridge."""
-    digest = hashlib.sha256(f"{owner}/{index}".encode()).digest()
+    digest = sha256(f"{owner}/{index}".encode()).digest()
     return ":".join(f"{byte:02x}" for byte in bytes([(digest[0] & 0xFC) | 0x02]) + digest[1:6])
 
 
@@ -61,14 +65,15 @@ def gateway_address(subnet: str) -> str:
 
 def address6(subnet6: str, number: int) -> str:
     """The address number `number` of an IPv6 subnet."""
-    return str(ipaddress.IPv6Network(subnet6)[number])
+    base = int.from_bytes(inet_pton(AF_INET6, subnet6.partition("/")[0]), "big")
+    return inet_ntop(AF_INET6, (base + number).to_bytes(16, "big"))
 
 
 def link_local_address(mac: str) -> str:
     """The address that a kernel gives itself on an interface with this MAC (RFC 4291, appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))
     identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
-    return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + identifier))
+    return inet_ntop(AF_INET6, b"\xfe\x80" + bytes(6) + identifier)
 
 
 def make_nic(vm_id: str, index: int, *, network: Network, address: str = "") -> NIC:
@@ -81,7 +86,7 @@ def make_nic(vm_id: str, index: int, *, network: Network, address: str = "") -> 
             link=bridge_port_name(vm_id, index) if network.bridge else "", bridge=network.bridge, mtu=network.mtu,
         )  # fmt: skip
     low, prefix = parse_subnet(network.subnet)
-    number = int(ipaddress.IPv4Address(address)) - low
+    number = int.from_bytes(inet_pton(AF_INET, address), "big") - low
     return NIC(
         index=index,
         mac=mac_address(vm_id, index),
@@ -107,6 +112,8 @@ def choose_subnet(taken: Iterable[str], *, wanted: str = "", first: int = 0) -> 
     Engines with other stores begin with another candidate, by `first`: they cannot see what has no bridge yet.
     Raises InvalidState when `wanted` overlaps, or nothing is left; InvalidSpec when guests cannot have it.
     """
+    import ipaddress
+
     others = [ipaddress.IPv4Network(text) for text in taken]
     if wanted:
         subnet = ipaddress.IPv4Network(parse_subnet(wanted))  # Bits of a host in it are let go.
@@ -131,6 +138,8 @@ def choose_subnet(taken: Iterable[str], *, wanted: str = "", first: int = 0) -> 
 
 def _candidates(first: int) -> Iterator[ipaddress.IPv4Network]:
     """From roomy and little used to small."""
+    import ipaddress
+
     roomy = (*range(88, 128), *range(200, 240))
     first %= len(roomy)
     for second in (*roomy[first:], *roomy[:first]):
@@ -143,4 +152,4 @@ def _candidates(first: int) -> Iterator[ipaddress.IPv4Network]:
 
 def choose_subnet6(seed: bytes) -> str:
     """A unique local /64 (RFC 4193) of 40 random bits, the first five bytes of `seed`."""
-    return str(ipaddress.IPv6Network((b"\xfd" + seed[:5] + bytes(10), 64)))
+    return inet_ntop(AF_INET6, b"\xfd" + seed[:5] + bytes(10)) + "/64"

@@ -12,12 +12,11 @@ when the bridge is made.
 from __future__ import annotations
 
 import _socket
-import hashlib
-import ipaddress
 from typing import TYPE_CHECKING, ClassVar
 
 from cocoon.errors import AlreadyExists, CocoonError, InvalidState, NotFound
 from cocoon.host import forwarding, netlink, nft
+from cocoon.host.digest import sha256
 from cocoon.host.files import read_bounded, remove_file
 from cocoon.host.locks import Lock, host_lock
 from cocoon.host.netns import netns_inode
@@ -180,7 +179,7 @@ class LoadedRules:
     def __init__(self, network: Network) -> None:
         self._table = table_name(network.bridge)
         self._path = f"{HOST_DIR}/{self._table}.{netns_inode()}"
-        self._text = hashlib.sha256(render_network(network).encode()).hexdigest()
+        self._text = sha256(render_network(network).encode()).hexdigest()
 
     def are_there(self) -> bool:
         """Whether the kernel has just what was loaded. Raises HostFault."""
@@ -207,6 +206,8 @@ class LoadedRules:
 
 def _check_subnet(network: Network) -> None:
     """Raises InvalidState when another interface has the network's subnet, or a bridge a part of it."""
+    import ipaddress
+
     ours = ipaddress.IPv4Network(network.subnet)
     names = {link.index: link for link in netlink.links()}
     for route in netlink.routes(_socket.AF_INET):

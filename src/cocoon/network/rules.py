@@ -11,7 +11,7 @@ ports, what guests may reach of the host. Sources: nft(8), RFC 5227 (ARP probes)
 
 from __future__ import annotations
 
-import ipaddress
+from _socket import AF_INET6, inet_pton
 from collections.abc import Iterable
 
 from cocoon.model.network import Network
@@ -127,7 +127,7 @@ def _from_ipv6(nic: NIC) -> list[str]:
 
 
 def _hex(address: str) -> str:
-    return f"0x{int(ipaddress.IPv6Address(address)):032x}"
+    return f"0x{inet_pton(AF_INET6, address).hex()}"
 
 
 def _to_guest(nic: NIC) -> list[str]:
