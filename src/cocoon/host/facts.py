@@ -210,11 +210,11 @@ def _stamps(binaries: dict[str, BinaryFacts], located: dict[str, str | None]) ->
     """The stamp of every file that the facts depend on, and of the directories where firmware would appear."""
     from cocoon.host.firmware import DESCRIPTOR_DIRS
 
-    files = [path for facts in binaries.values() for path in facts.closure]
+    files = [path for facts in binaries.values() for path in facts.closure]  # Libraries are in several.
     files += [path for path in located.values() if path]
     for facts in binaries.values():
         files += [facts.firmware.path, facts.firmware.variables] if facts.firmware else []
-    return {path: _stamp(path) for path in (*files, *DESCRIPTOR_DIRS, KVM_DEVICE)}
+    return {path: _stamp(path) for path in dict.fromkeys((*files, *DESCRIPTOR_DIRS, KVM_DEVICE))}
 
 
 def _write_cache(path: str, lasting: dict[str, Any]) -> None:

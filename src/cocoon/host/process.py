@@ -37,7 +37,7 @@ def _kernels_boot_id() -> str:
 def start_ticks(pid: int) -> int | None:
     """When the process started, in clock ticks after boot; None when there is none, or only its zombie."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
             # The second field is the program's name in parentheses and may hold anything, `)` included.
             fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

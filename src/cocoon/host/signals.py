@@ -41,9 +41,10 @@ class Gate:
 
     def __enter__(self) -> Gate:
         import signal
-        import threading
+        import sys
 
-        if threading.current_thread() is not threading.main_thread():
+        threading = sys.modules.get("threading")  # Where nobody has loaded it there is one thread.
+        if threading is not None and threading.current_thread() is not threading.main_thread():
             return self  # No other may have handlers.
         outer = enclosing_gate()
         if outer is not None:
