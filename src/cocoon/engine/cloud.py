@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING
 
 from cocoon.errors import InvalidSpec
-from cocoon.guest.cloudinit import CloudGuest, render_seed
 from cocoon.model.image import Image
 from cocoon.model.vm import FirstBoot, ProcessSpec, VMRecord, VMSpec
 from cocoon.plan.disks import SEED_CONTENT_BYTES, MakeSeed
@@ -91,6 +90,8 @@ def check_cloud(spec: VMSpec, image: Image) -> None:
 
 def plan_seed(request: Request, vm: VMRecord, path: str) -> MakeSeed:
     """The step that makes the seed disk. Raises InvalidSpec when all of it together is too large."""
+    from cocoon.guest.cloudinit import CloudGuest, render_seed
+
     guest = CloudGuest(
         instance_id=vm.id,
         hostname=request.spec.process.hostname or vm.spec.name,
