@@ -74,6 +74,14 @@ def test_a_bridge_of_a_dead_command_is_finished(world: World, network: Network) 
     assert not [name for name in os.listdir(HOST_DIR) if network.bridge in name]
 
 
+def test_a_bridge_made_by_the_printed_lines_is_the_engines(world: World, network: Network) -> None:
+    step = EnsureBridge(network=network)
+    subprocess.run(["sh", "-e"], input="\n".join(step.describe()), text=True, check=True)
+    step.apply(world)
+    RemoveBridge(network=network).apply(world)
+    assert netlink.find_link(network.bridge) is None
+
+
 def test_a_host_that_has_ipv6_turned_off_has_a_network(world: World, network: Network) -> None:
     switch = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
     before = switch.read_text()

@@ -25,6 +25,7 @@ from cocoon.network.addressing import address6, gateway_address, mac_address
 from cocoon.network.publish import elements_of, published_nic, render_addition
 from cocoon.network.rules import render_network, render_removal, table_name
 from cocoon.paths import HOST_DIR
+from cocoon.plan.launch import quote
 from cocoon.plan.step import Step
 from cocoon.units import parse_subnet, printable
 from cocoon.value import Value
@@ -53,7 +54,8 @@ class EnsureBridge(Step):
         return (
             *lines,
             f"nft -f - <<'END'\n{rules}\nEND",
-            f"ip link set {name} up",
+            # With its alias, or the engine would take it for somebody else's.
+            f"ip link set {name} up alias {quote(bridge_alias(network.name))}",
             f"sysctl -q net.ipv4.conf.{name}.forwarding=1 net.ipv4.conf.{name}.route_localnet=1",
         )
 
