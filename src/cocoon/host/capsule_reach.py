@@ -80,9 +80,10 @@ def open_in_capsule(processes: VMProcesses, inner_path: str) -> int:
             raise InvalidState("the VM has ended")
         at = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     except OSError as error:
-        if process.is_alive(init):
+        # Of a process that has gone by the time that its link is followed the kernel says EACCES, of one that is about
+        # to go, and has let go of its root, ENOENT (fs/proc/base.c).
+        if not isinstance(error, FileNotFoundError) and process.is_alive(init):
             raise
-        # Of a process that has gone by the time that its link is followed the kernel says EACCES (fs/proc/base.c).
         raise InvalidState("the VM has ended") from error
     finally:
         os.close(directory)
