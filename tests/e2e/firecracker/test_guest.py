@@ -232,27 +232,3 @@ def test_kill_and_wait(shared_cocoon: Cocoon) -> None:
     shared_cocoon.run("start", "sleeper")
     shared_cocoon.run("kill", "sleeper", timeout=PATIENCE_S)
     assert shared_cocoon.json("inspect", "sleeper")["state"] == "stopped"
-
-
-@pytest.mark.timeout(1500)
-def test_a_system_with_its_own_kernel_and_init(shared_cocoon: Cocoon, kernel_image: Path) -> None:
-    """systemd as the image has it: its agent is a service, its console shows a login, its power-off ends the VMM."""
-    shared_cocoon.run("image", "import", "debian-vm", str(kernel_image), timeout=300)
-    small = ("--fc", "--memory", "512M", "--storage", "1G", "--nics", "1")
-    shared_cocoon.run("run", "-d", "--name", "trixie", *small, "debian-vm", timeout=300)
-    log = shared_cocoon.wait_for_log("trixie", "guest: up", timeout=600)
-    assert "guest: host name trixie, address 10." in log
-    said = shared_cocoon.run("exec", "trixie", "cat", "/proc/1/comm", timeout=PATIENCE_S).stdout
-    assert said == "systemd\n"
-    session = Session(shared_cocoon, "vm", "console", "trixie")
-    try:
-        session.type("\r")
-        session.wait_for("root@trixie", PATIENCE_S)
-    finally:
-        session.close()
-    shared_cocoon.run("exec", "-d", "trixie", "systemctl", "poweroff")
-    shared_cocoon.wait_for_state("trixie", "stopped", timeout=PATIENCE_S)
-    shared_cocoon.run("start", "trixie", timeout=PATIENCE_S)
-    shared_cocoon.run("exec", "trixie", "true", timeout=600)
-    shared_cocoon.run("stop", "--timeout", "200", "trixie", timeout=300)
-    assert shared_cocoon.json("inspect", "trixie")["state"] == "stopped"
