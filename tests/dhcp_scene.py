@@ -9,18 +9,18 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cocoon.host import netns
 from network_scene import ipv4, udp
+from patience import LONG_S, wait_until
 from world_scene import ip
 
 MAC = "02:00:00:00:00:01"
 SERVER = "10.9.0.1"
 EVERYBODY = "255.255.255.255"
-PATIENCE_S = 60
 DISCOVER, OFFER, REQUEST, ACK, NAK = 1, 2, 3, 5, 6
 
 
@@ -71,13 +71,6 @@ class Cable:
         return path.read_text() if path.exists() else ""
 
 
-def wait_until(true: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 @contextmanager
 def dnsmasq(log: Path, *options: str, prefix: tuple[str, ...] = ()) -> Iterator[None]:
     """A real server of names and leases, for what `options` say; started through `prefix`, it writes to `log`."""
@@ -89,7 +82,7 @@ def dnsmasq(log: Path, *options: str, prefix: tuple[str, ...] = ()) -> Iterator[
     ]  # fmt: skip
     with subprocess.Popen(command) as server:
         try:
-            wait_until(lambda: "started" in log.read_text(), "dnsmasq does not start")
+            wait_until(lambda: "started" in log.read_text(), "the start of dnsmasq")
             yield
         finally:
             server.kill()
@@ -129,9 +122,7 @@ class FakeServer:
     def close(self) -> None:
         self._socket.close()
 
-    def hear(
-        self, kind: int, *, target: str = EVERYBODY, own: str = "0.0.0.0", timeout_s: float = PATIENCE_S
-    ) -> Request:
+    def hear(self, kind: int, *, target: str = EVERYBODY, own: str = "0.0.0.0", timeout_s: float = LONG_S) -> Request:
         """The client's next message of this kind to `target`, with `own` as the address that it has.
 
         What it only repeats, because this machine is slow, is passed over.

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent_scene import build_driver
-from dhcp_scene import ACK, DISCOVER, MAC, OFFER, REQUEST, SERVER, Cable, FakeServer, dnsmasq, wait_until
+from dhcp_scene import ACK, DISCOVER, MAC, OFFER, REQUEST, SERVER, Cable, FakeServer, dnsmasq
+from patience import wait_until
 from world_scene import ip
 
 
@@ -42,7 +43,7 @@ def test_a_lease_with_all_that_comes_with_it(cable: Cable, driver: str, tmp_path
         "--dhcp-option=121,10.50.0.0/16,10.9.0.2,192.0.2.0/24,198.51.100.1,0.0.0.0/0,10.9.0.1",
     )  # fmt: skip
     with serving(cable, log, *options), cable.asking(driver):
-        wait_until(cable.resolver, "no lease")
+        wait_until(cable.resolver, "a lease")
         (address,) = cable.addresses()
         assert address.startswith("10.9.0.") and address.endswith("/24")
         assert cable.resolver() == "search lan.test\nnameserver 10.9.0.53\nnameserver 10.9.0.54\n"
@@ -53,21 +54,21 @@ def test_a_lease_with_all_that_comes_with_it(cable: Cable, driver: str, tmp_path
         assert "mtu 1400" in ip("-n", cable.name, "link", "show", cable.client)
         assert "client provides name: tester" in log.read_text()
         bare = address.removesuffix("/24")
-        wait_until(lambda: log.read_text().count(f"DHCPACK({cable.server}) {bare}") >= 2, "not renewed")
+        wait_until(lambda: log.read_text().count(f"DHCPACK({cable.server}) {bare}") >= 2, "a renewal")
 
         discovers = log.read_text().count("DHCPDISCOVER")
         acks = log.read_text().count("DHCPACK")
         ip("-n", cable.name, "link", "set", cable.client, "down")
-        wait_until(lambda: cable.routes() == set(), "the routes go with the link")
+        wait_until(lambda: cable.routes() == set(), "the end of the routes with the link")
         ip("-n", cable.name, "link", "set", cable.client, "up")
-        wait_until(lambda: log.read_text().count("DHCPACK") > acks, "not asked for again")
-        wait_until(lambda: len(cable.routes()) == 4, "the routes do not come back")
+        wait_until(lambda: log.read_text().count("DHCPACK") > acks, "another request")
+        wait_until(lambda: len(cable.routes()) == 4, "the return of the routes")
         assert cable.addresses() == [address] and log.read_text().count("DHCPDISCOVER") == discovers
 
         # Another MAC is another machine.
         for words in ("down", "address 02:00:00:00:00:99", "up"):
             ip("-n", cable.name, "link", "set", cable.client, *words.split())
-        wait_until(lambda: cable.addresses() not in ([], [address]), "no lease for the new MAC")
+        wait_until(lambda: cable.addresses() not in ([], [address]), "a lease for the new MAC")
         assert len(cable.addresses()) == 1
 
 
@@ -75,13 +76,13 @@ def test_a_server_that_has_changed_its_mind(cable: Cable, driver: str, tmp_path:
     """It refuses the address, and gives another."""
     with cable.asking(driver):
         with serving(cable, tmp_path / "first.log"):
-            wait_until(cable.addresses, "no lease")
+            wait_until(cable.addresses, "a lease")
         (old,) = cable.addresses()
         ip("-n", cable.name, "link", "set", cable.client, "down")
         (tmp_path / "first.log.leases").unlink()
         with serving(cable, tmp_path / "second.log", first="10.9.0.98"):
             ip("-n", cable.name, "link", "set", cable.client, "up")
-            wait_until(lambda: cable.addresses() and cable.addresses() != [old], "the old address stays")
+            wait_until(lambda: cable.addresses() and cable.addresses() != [old], "another address")
             assert "DHCPNAK" in (tmp_path / "second.log").read_text()
             assert len(cable.addresses()) == 1
 
@@ -98,7 +99,7 @@ def test_from_renewal_to_the_end(cable: Cable, driver: str) -> None:
             request = server.hear(REQUEST)
             assert request.options[54] == bytes([10, 9, 0, 1]) and request.asked_for == bytes([10, 9, 0, 7])
             server.answer(request, ACK, "10.9.0.7", lease_s=10)
-            wait_until(lambda: cable.addresses() == ["10.9.0.7/24"], "no lease")
+            wait_until(lambda: cable.addresses() == ["10.9.0.7/24"], "a lease")
             renewal = server.hear(REQUEST, target=SERVER, own="10.9.0.7")
             assert 54 not in renewal.options and not renewal.asked_for
             server.answer(renewal, ACK, "10.9.0.7", lease_s=10)
@@ -106,6 +107,6 @@ def test_from_renewal_to_the_end(cable: Cable, driver: str) -> None:
             rebinding = server.hear(REQUEST, own="10.9.0.7")  # Any server will do.
             assert renewal.transaction != again.transaction == rebinding.transaction
             server.hear(DISCOVER)
-            wait_until(lambda: not cable.addresses(), "the address outlives its lease")
+            wait_until(lambda: not cable.addresses(), "the end of the address with its lease")
     finally:
         server.close()

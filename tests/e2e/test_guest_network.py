@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import world_scene
-from dhcp_scene import dnsmasq, wait_until
+from dhcp_scene import dnsmasq
 from fixtures import Cocoon
+from patience import wait_until
 from world_scene import run_guest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -29,7 +30,7 @@ def last_boot(cocoon: Cocoon, name: str, *, boots: int = 1) -> str:
         said = cocoon.run("vm", "logs", name).stdout.replace("\r", "")
         return said.count("END\n") >= boots
 
-    wait_until(is_over, f"{name} does not come to its end")
+    wait_until(is_over, f"the end of {name}")
     return said.split("END\n")[boots - 1]
 
 

@@ -197,10 +197,13 @@ def _mount_id(fd: int) -> str:
     return ""
 
 
-def read_bounded(path: str, limit_bytes: int) -> bytes:
-    """The content of a file of ours. Raises NotFound, Corrupt when it is longer than `limit_bytes`, HostFault."""
+def read_bounded(path: str, limit_bytes: int, *, opener: Callable[[str, int], int] | None = None) -> bytes:
+    """The content of a file of ours, opened by `opener` as `open` takes one.
+
+    Raises NotFound, Corrupt when it is longer than `limit_bytes`, HostFault, and what `opener` raises.
+    """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=opener) as file:
             data = file.read(limit_bytes + 1)
     except FileNotFoundError as error:
         raise NotFound(f"{path} does not exist") from error
@@ -216,24 +219,19 @@ def read_regular(path: str, limit_bytes: int) -> bytes:
 
     Raises NotFound, Corrupt (no regular file, or longer than `limit_bytes`), HostFault.
     """
-    try:
-        # Opening a device may have an effect, a pipe waits for its other end: asked first, and not waited for after.
-        fd = -1
-        if stat.S_ISREG(os.stat(path).st_mode):
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        if fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode):
-            if fd >= 0:
-                os.close(fd)
-            raise Corrupt(f"{path} is no regular file")
-        with open(fd, "rb") as file:
-            data = file.read(limit_bytes + 1)
-    except FileNotFoundError as error:
-        raise NotFound(f"{path} does not exist") from error
-    except OSError as error:
-        raise host_fault(f"read {path}", error) from error
-    if len(data) > limit_bytes:
-        raise Corrupt(f"{path} is longer than {render_size(limit_bytes)}")
-    return data
+    return read_bounded(path, limit_bytes, opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    # Opening a device may have an effect, a pipe waits for its other end: asked first, and not waited for after.
+    fd = -1
+    if stat.S_ISREG(os.stat(path).st_mode):
+        fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    if fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode):
+        if fd >= 0:
+            os.close(fd)
+        raise Corrupt(f"{path} is no regular file")
+    return fd
 
 
 def list_directory(path: str) -> list[str]:
